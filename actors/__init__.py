@@ -1,0 +1,1 @@
+"""Ray actors: the only part of the project that touches ray, vllm and deepspeed."""

@@ -1,0 +1,46 @@
+"""The learners as one: a gang of LearnerActors that meet, step and publish together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import ray
+
+from actors.learner import LearnerActor, LearnerSpec
+from actors.placement import Placement
+from rlaif.metrics import Metric, merge
+from rlaif.weights import Manifest
+
+
+class Gang:
+    """`num_actors` learners of one `spec`; every call goes to all ranks, results are merged."""
+
+    def __init__(self, spec: LearnerSpec, placement: Placement, num_actors: int) -> None:
+        self._actors = [LearnerActor.options(**placement.options("learner", rank)).remote(spec, rank, num_actors)
+                        for rank in range(num_actors)]
+
+    async def join(self) -> None:
+        host, port = await self._actors[0].address.remote()
+        await asyncio.gather(*(actor.join.remote(host, port) for actor in self._actors))
+
+    async def update(self, rows: ray.ObjectRef) -> dict[str, Metric]:
+        return merge(await asyncio.gather(*(actor.update.remote(rows) for actor in self._actors)))
+
+    async def measure(self, rows: ray.ObjectRef) -> dict[str, Metric]:
+        return merge(await asyncio.gather(*(actor.measure.remote(rows) for actor in self._actors)))
+
+    async def update_policy(self, advantages: ray.ObjectRef, scored: Sequence[ray.ObjectRef]) -> dict[str, Metric]:
+        return merge(await asyncio.gather(*(
+            actor.update_policy.remote(advantages, *scored) for actor in self._actors)))
+
+    async def drift(self, scored: Sequence[ray.ObjectRef]) -> dict[str, Metric]:
+        """Every rank computes the same rows: the first answer is the answer."""
+        return (await asyncio.gather(*(actor.drift.remote(*scored) for actor in self._actors)))[0]
+
+    async def publish(self, bucket_bytes: int) -> tuple[Manifest, list[ray.ObjectRef]]:
+        published = await asyncio.gather(*(actor.publish.remote(bucket_bytes) for actor in self._actors))
+        return published[0]
+
+    async def save(self, folder: str) -> None:
+        await asyncio.gather(*(actor.save.remote(folder) for actor in self._actors))

@@ -1,0 +1,179 @@
+"""LearnerActor: one rank of the gang that trains a model under DeepSpeed, whatever the objective."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from actors.zero import ZeroEngine, init_distributed, refuse_non_finite
+from rlaif.batch import TRAINING, check
+from rlaif.collate import plan
+from rlaif.config import LearnerConfig, ModelConfig
+from rlaif.metrics import Max, Mean, Metric, merge
+from rlaif.models import load_causal_lm, load_masked_lm, load_tokenizer, scratch_causal_lm, scratch_masked_lm
+from rlaif.objectives import Objective, PolicyObjective, PolicyOptions, SlotObjective, SupervisedObjective
+from rlaif.schedule import learning_rate_factor
+from rlaif.slots import SlotTemplate
+from rlaif.training_batch import training_rows
+from rlaif.weights import Manifest, pack
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """What a gang of learners trains. `objective` is None for supervised training."""
+
+    model: ModelConfig
+    tokenizer: str                          # folder or name
+    learner: LearnerConfig
+    total_steps: int                        # optimizer steps of the whole run, for the schedule
+    seed: int
+    objective: PolicyOptions | SlotTemplate | None = None
+    num_epochs: int = 1                     # policy: passes over an update's rows
+    num_minibatches: int = 1                # policy: optimizer steps a pass
+    is_masked: bool = False                 # a masked LM instead of a causal one
+
+
+def _objective(spec: LearnerSpec, tokenizer: PreTrainedTokenizerBase) -> Objective:
+    if isinstance(spec.objective, PolicyOptions):
+        return PolicyObjective(tokenizer, spec.objective)
+    if isinstance(spec.objective, SlotTemplate):
+        return SlotObjective(tokenizer, spec.objective)
+    return SupervisedObjective(tokenizer)
+
+
+@ray.remote
+class LearnerActor:
+    """Verbs: `join`, `update` (supervised and reward training), `update_policy`, `drift`, `publish`, `save`."""
+
+    def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
+        self._spec, self._rank, self._world_size = spec, rank, world_size
+        self._num_steps = 0
+
+    def address(self) -> tuple[str, int]:
+        """Host and a free port for the gang to meet at; asked of rank 0."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def join(self, host: str, port: int) -> None:
+        """Meets the other ranks and builds the model under DeepSpeed."""
+        spec = self._spec
+        device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        os.environ |= {"RANK": str(self._rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(self._world_size),
+                       "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        init_distributed("nccl" if device.type == "cuda" else "gloo")
+        torch.manual_seed(spec.seed)
+        self._tokenizer = load_tokenizer(spec.tokenizer)
+        self._objective = _objective(spec, self._tokenizer)
+        self._engine = ZeroEngine(self._model(spec.learner.dtype), spec.learner, device)
+        self._reference = None
+        if isinstance(self._objective, PolicyObjective) and spec.objective.loss.kl_coefficient > 0:
+            self._reference = self._model(spec.learner.dtype).to(device).eval().requires_grad_(False)
+
+    def _model(self, dtype: str) -> Any:
+        spec = self._spec
+        if spec.model.model is None:
+            build = scratch_masked_lm if spec.is_masked else scratch_causal_lm
+            return build(spec.model.scratch, self._tokenizer, spec.seed)
+        return (load_masked_lm if spec.is_masked else load_causal_lm)(spec.model.model, dtype)
+
+    def update(self, rows: pa.Table) -> dict[str, Metric]:
+        """One optimizer step on `rows` (the same on every rank; each trains its share)."""
+        return self._step(check(rows, self._objective.schema), {})
+
+    def measure(self, rows: pa.Table) -> dict[str, Metric]:
+        """The loss and its metrics on `rows`, nothing trained; each rank takes its share."""
+        check(rows, self._objective.schema)
+        total = max(1, sum(self._objective.weights(rows)))
+        parts = []
+        for batch in plan(self._objective.lengths(rows), self._world_size, self._spec.learner.micro_batch_tokens
+                          )[self._rank]:
+            with torch.no_grad():
+                _, metrics = self._objective.loss(self._engine.model, rows.take(batch or [0]), total, {})
+            parts += [metrics] if batch else []
+        return merge(parts)
+
+    def update_policy(self, advantages: pa.Table, *scored: pa.Table) -> dict[str, Metric]:
+        """The policy update of a step: `num_epochs` passes of `num_minibatches` optimizer steps.
+
+        `advantages` has group_id, sample and advantages of every row to train; `scored` are the SCORED batches.
+        """
+        rows = check(training_rows(scored, advantages), TRAINING)
+        frozen: dict[str, list] = {}
+        if self._reference is not None:
+            frozen["reference_logprobs"] = self._in_batches(self._reference, rows)
+        num_steps = self._spec.num_epochs * self._spec.num_minibatches
+        if num_steps > 1:
+            frozen["proximal_logprobs"] = self._in_batches(self._engine.model, rows)
+        size = -(-rows.num_rows // self._spec.num_minibatches)
+        parts = []
+        for _ in range(self._spec.num_epochs):
+            for start in range(0, rows.num_rows, size):
+                span = slice(start, start + size)
+                parts.append(self._step(rows.slice(start, size), {k: v[span] for k, v in frozen.items()}))
+        return merge(parts)
+
+    def drift(self, *scored: pa.Table) -> dict[str, Metric]:
+        """Logprob gap to the engine and KL to the reference on `scored` rows, nothing trained; rank by rank."""
+        rows = pa.concat_tables(scored)
+        policy = self._in_batches(self._engine.model, rows)
+        reference = None if self._reference is None else self._in_batches(self._reference, rows)
+        return self._objective.drift(rows, policy, reference)
+
+    def _in_batches(self, model: Any, rows: pa.Table) -> list[list[float]]:
+        """Logprobs of every row. Each rank computes all rows, so that ZeRO-3's gathers stay in step."""
+        found: list[list[float]] = [[] for _ in range(rows.num_rows)]
+        for batch in plan(self._objective.lengths(rows), 1, self._spec.learner.micro_batch_tokens)[0]:
+            for row, logprobs in zip(batch, self._objective.logprobs(model, rows.take(batch)), strict=True):
+                found[row] = logprobs
+        return found
+
+    def _step(self, rows: pa.Table, frozen: dict[str, list]) -> dict[str, Metric]:
+        weights = self._objective.weights(rows)
+        batches = plan(self._objective.lengths(rows), self._world_size, self._spec.learner.micro_batch_tokens)
+        parts = []
+        for number, batch in enumerate(batches[self._rank]):
+            # An empty micro-batch keeps this rank in step with the others: any row, at no weight.
+            chosen = batch or [0]
+            loss, metrics = self._objective.loss(
+                self._engine.model, rows.take(chosen), max(1, sum(weights)),
+                {name: [values[row] for row in chosen] for name, values in frozen.items()})
+            refuse_non_finite(loss, f"{chosen[0]}..{chosen[-1]}", self._num_steps)
+            self._engine.backward(loss if batch else loss * 0.0, is_last=number == len(batches[self._rank]) - 1)
+            if batch:
+                parts.append(metrics)
+        factor = learning_rate_factor(self._spec.learner, self._num_steps, self._spec.total_steps)
+        norm = self._engine.step(factor)
+        self._num_steps += 1
+        return merge([*parts, {"grad_norm": Max(norm), "learning_rate_factor": Mean(factor, 1)}])
+
+    def publish(self, bucket_bytes: int) -> tuple[Manifest, list[ray.ObjectRef]] | None:
+        """The weights as safetensors buckets in the object store, with their manifest; None on other ranks than 0."""
+        with self._engine.whole_weights() as named:
+            if self._rank != 0:
+                return None
+            manifest, packed = pack(named, bucket_bytes)
+        return manifest, [ray.put(bucket) for bucket in packed]
+
+    def save(self, folder: str, extra_files: Sequence[tuple[str, str]] = ()) -> None:
+        """Writes model and tokenizer as a Hugging Face folder (written beside and renamed); every rank must call."""
+        target = Path(folder)
+        beside = target.with_name(target.name + ".partial")
+        with self._engine.whole_weights() as named:
+            if self._rank != 0:
+                return
+            state = {name: tensor.detach().cpu().clone() for name, tensor in named}
+        self._engine.module.save_pretrained(beside, state_dict=state)
+        self._tokenizer.save_pretrained(beside)
+        for name, text in extra_files:
+            (beside / name).write_text(text)
+        beside.rename(target)

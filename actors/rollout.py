@@ -1,0 +1,78 @@
+"""RolloutActor: the policy in a vLLM engine; completions leave as they finish."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+
+import pyarrow as pa
+import ray
+
+from actors.engine import Engine
+from rlaif.batch import PROMPT, ROLLOUT, check, from_rows
+from rlaif.config import RolloutConfig, WeightSyncConfig
+from rlaif.models import load_tokenizer, published_shapes
+from rlaif.weights import Manifest, refuse_mismatch
+
+
+def request_seed(seed: int, group_id: int, sample: int) -> int:
+    """The sampling seed of one completion: the same whichever engine serves it."""
+    digest = hashlib.blake2b(f"{seed}/{group_id}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@ray.remote
+class RolloutActor:
+    """Verbs: `ready`, `generate`, `install`. Holds no state but the installed weights and their version."""
+
+    def __init__(self, policy: str, config: RolloutConfig, sync: WeightSyncConfig, num_gpus: float, seed: int) -> None:
+        self._config, self._version = config, 0
+        self._tokenizer = load_tokenizer(policy)
+        self._shapes = published_shapes(policy)
+        self._engine = Engine(policy, config.engine, seed=seed, num_gpus=num_gpus, backend=sync.backend)
+
+    async def ready(self) -> None:
+        await self._engine.open()
+
+    async def generate(self, prompts: pa.Table, group_size: int, seed: int, groups_per_batch: int
+                       ) -> AsyncIterator[pa.Table]:
+        """ROLLOUT batches of `groups_per_batch` whole groups (the last may be smaller), as they finish."""
+        groups = [asyncio.create_task(self._group(prompt, group_size, seed))
+                  for prompt in check(prompts, PROMPT).to_pylist()]
+        finished: list[dict] = []
+        count = 0
+        try:
+            for done in asyncio.as_completed(groups):
+                finished += await done
+                count += 1
+                if count % groups_per_batch == 0 or count == len(groups):
+                    yield from_rows(finished, ROLLOUT)
+                    finished = []
+        finally:
+            for task in groups:
+                task.cancel()
+
+    async def _group(self, prompt: dict, group_size: int, seed: int) -> list[dict]:
+        # The version at submission: in synchronous training no sync comes between.
+        version, config = self._version, self._config
+        answers = await asyncio.gather(*(
+            self._engine.generate(prompt["prompt_ids"], max_tokens=config.max_tokens, temperature=config.temperature,
+                                  seed=request_seed(seed, prompt["group_id"], sample), with_logprobs=True,
+                                  cache_salt=str(version))
+            for sample in range(group_size)))
+        texts = self._tokenizer.batch_decode([answer.token_ids for answer in answers], skip_special_tokens=True)
+        return [prompt | {"sample": sample, "completion": text, "completion_ids": answer.token_ids,
+                          "rollout_logprobs": answer.logprobs, "finish_reason": answer.finish_reason,
+                          "policy_version": version}
+                for sample, (answer, text) in enumerate(zip(answers, texts, strict=True))]
+
+    async def install(self, version: int, manifest: Manifest, *buckets: bytes) -> tuple[int, str, str]:
+        """Installs published weights; returns (version, checksum of what the engine took, digest of what it holds).
+
+        The manifest is compared with the model before the engine is touched.
+        """
+        refuse_mismatch(manifest, self._shapes)
+        checksum = await self._engine.install(version, manifest, buckets)
+        self._version = version
+        return version, checksum, await self._engine.installed_digest()

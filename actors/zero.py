@@ -1,0 +1,101 @@
+"""The one door to DeepSpeed: a ZeRO engine that accumulates, steps, and gives its weights whole.
+
+What is used of DeepSpeed: init_distributed, initialize, the engine's call / backward / accumulation boundary / step,
+GatheredParameters. Nothing else in the project imports deepspeed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlaif.config import LearnerConfig, UserError
+
+# Its shared-memory all-reduce is compiled on first use (40 s and more); gloo does without it.
+if "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__:
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def init_distributed(backend: str) -> None:
+    """Joins the learners' process group; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are in the environment."""
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+class ZeroEngine:
+    """A model under DeepSpeed. Losses are sums over micro-batches of all ranks, already divided by a global count."""
+
+    def __init__(self, model: PreTrainedModel, config: LearnerConfig, device: torch.device) -> None:
+        self._config = config
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model.to(device), model_parameters=[p for p in model.parameters() if p.requires_grad],
+            config=_deepspeed_config(config), dist_init_required=False)
+        self._base_rates = [group["lr"] for group in self._engine.optimizer.param_groups]
+
+    @property
+    def model(self) -> Any:
+        """Callable as the model itself; parameters may be sharded."""
+        return self._engine
+
+    @property
+    def module(self) -> PreTrainedModel:
+        return self._engine.module
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Accumulates the gradient of `loss`; the last micro-batch of a step reduces it over the ranks."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        # DeepSpeed averages over ranks, our losses add up to the whole: hence the factor.
+        self._engine.backward(loss * torch.distributed.get_world_size(), scale_wrt_gas=False)
+
+    def step(self, rate_factor: float) -> float:
+        """Updates the weights at `rate_factor` times the configured rates; returns the global gradient norm."""
+        for group, rate in zip(self._engine.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * rate_factor
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    @contextlib.contextmanager
+    def whole_weights(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """(name, whole tensor) pairs in checkpoint names while inside; every rank must enter."""
+        named = list(self._engine.module.named_parameters())
+        if self._config.zero_stage == 3:
+            with deepspeed.zero.GatheredParameters([tensor for _, tensor in named]):
+                yield named
+        else:
+            yield named
+
+
+def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
+    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    adam = {"betas": [0.9, config.beta2], "torch_adam": True}
+    if config.optimizer == "adamw":
+        optimizer = {"type": "AdamW", "params": rates | adam}
+    else:
+        adam_rate = config.learning_rate if config.adam_learning_rate is None else config.adam_learning_rate
+        optimizer = {"type": "Muon", "params": rates | adam | {"adam_lr": adam_rate, "momentum": 0.95}}
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
+        "optimizer": optimizer, "gradient_clipping": config.max_grad_norm, "zero_optimization": zero,
+        "bf16": {"enabled": config.dtype == "bfloat16"}, "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False, "steps_per_print": 1 << 60, "wall_clock_breakdown": False,
+    }
+
+
+def refuse_non_finite(loss: Tensor, rows: str, step: int) -> None:
+    """Raises UserError before a gradient is taken of a loss that is not a number; the weights stay as they were."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise UserError(f"loss must be finite, got {value} at update {step} in rows {rows}; the weights of the update "
+                        "before are kept: lower learner.learning_rate or look at those rows")

@@ -1,0 +1,65 @@
+"""From Arrow rows to padded tensors, and which rows go to which rank and micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlaif.bucketing import balance, token_budget_batches
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Right-padded prompts with their completions.
+
+    input_ids, attention_mask: `[B, L]`. completion_mask: `[B, L - 1]` bool, True where the *next* token belongs to the
+    completion, so that it lines up with the logits at that position.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion_mask: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """The next token at every position, `[B, L - 1]`."""
+        return self.input_ids[:, 1:]
+
+
+def sequences(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> Sequences:
+    """`Sequences` of prompts and completions (both non-empty). Masks come from the lengths, never from pad ids."""
+    assert all(prompts) and len(prompts) == len(completions)
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    shape = len(prompts), max(lengths)
+    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    completion_mask = torch.zeros((shape[0], shape[1] - 1), dtype=torch.bool)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        input_ids[row, : lengths[row]] = torch.tensor([*prompt, *completion])
+        attention_mask[row, : lengths[row]] = 1
+        completion_mask[row, len(prompt) - 1 : lengths[row] - 1] = True
+    return Sequences(input_ids, attention_mask, completion_mask)
+
+
+def spread(values: Sequence[Sequence[float]], mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`values` (one list a row, one entry a completion token) at the True positions of `mask`, zero elsewhere."""
+    placed = torch.zeros(mask.shape, dtype=dtype)
+    placed[mask] = torch.tensor([entry for row in values for entry in row], dtype=dtype)
+    return placed
+
+
+def plan(lengths: Sequence[int], num_ranks: int, max_tokens: int) -> list[list[list[int]]]:
+    """Row indices by rank and micro-batch; every rank gets the same number of micro-batches.
+
+    Ranks must run collectives in step, so a rank with fewer micro-batches gets empty ones at its end. Deterministic:
+    every rank computes the whole plan by itself.
+    """
+    ranks = []
+    for rows in balance(lengths, num_ranks):
+        batches = token_budget_batches([lengths[row] for row in rows], max_tokens)
+        ranks.append([[rows[i] for i in batch] for batch in batches])
+    deepest = max(len(batches) for batches in ranks)
+    return [batches + [[]] * (deepest - len(batches)) for batches in ranks]

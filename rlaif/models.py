@@ -1,0 +1,130 @@
+"""Language models and tokenizers: load a checkpoint, or build a small one from nothing.
+
+Only safetensors are read, and code that comes with a checkpoint is never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from rlaif.config import ScratchConfig, UserError
+from rlaif.weights import checkpoint_shapes
+
+PAD, UNK, BOS, EOS, CLS, SEP, MASK = "<pad>", "<unk>", "<bos>", "<eos>", "[CLS]", "[SEP]", "[MASK]"
+
+
+def word_tokenizer(texts: Iterable[str], *, masked: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a word or punctuation mark of `texts`, case kept, vocabulary exact.
+
+    `masked` gives the special tokens of a masked LM, else those of a causal LM. The size is not padded: an id without
+    a word could be sampled.
+    """
+    special = [PAD, UNK, CLS, SEP, MASK] if masked else [PAD, UNK, BOS, EOS]
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^\w\s]"), behavior="isolated")])
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special, vocab_size=1 << 16))
+    if masked:
+        ids = [(token, tokenizer.token_to_id(token)) for token in (CLS, SEP)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{CLS} $A {SEP}", pair=f"{CLS} $A {SEP} $B:1 {SEP}:1", special_tokens=ids)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNK, cls_token=CLS,
+                                       sep_token=SEP, mask_token=MASK)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNK, bos_token=BOS,
+                                   eos_token=EOS)
+
+
+def scratch_causal_lm(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A Qwen2-type causal LM with tied embeddings, its weights drawn from `seed`."""
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads, num_key_value_heads=config.num_heads,
+        intermediate_size=config.intermediate_size, max_position_embeddings=config.max_positions,
+        initializer_range=config.initializer_range, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+
+def scratch_masked_lm(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A BERT-type masked LM, its weights drawn from `seed`."""
+    torch.manual_seed(seed)
+    return BertForMaskedLM(BertConfig(
+        vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads, intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_positions, initializer_range=config.initializer_range,
+        pad_token_id=tokenizer.pad_token_id, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+
+
+def refuse_incomplete(model: str, what: str) -> None:
+    """Raises UserError if `model` is a folder that lacks configuration, weights or tokenizer, or no folder at all."""
+    folder = Path(model)
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists()
+    if not folder.is_dir():
+        if looks_local:
+            raise UserError(f"{what} must be a model folder, got {model!r}, which is not there")
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{what} must hold config.json, got folder {model!r} without one")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{what} must hold weights as *.safetensors, got folder {model!r} without any; "
+                        "save the model with save_pretrained(folder)")
+    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{what} must hold a tokenizer, got folder {model!r} without tokenizer.json; "
+                        "save it with tokenizer.save_pretrained(folder)")
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model name or folder."""
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+
+
+def load_causal_lm(model: str, dtype: str) -> PreTrainedModel:
+    """A causal LM from a name or folder."""
+    return AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True,
+                                                trust_remote_code=False)
+
+
+def load_masked_lm(model: str, dtype: str) -> PreTrainedModel:
+    """A masked LM from a name or folder."""
+    return AutoModelForMaskedLM.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True,
+                                                trust_remote_code=False)
+
+
+def context_length(model: str) -> int:
+    """Tokens that the model of a name or folder can attend over, as its configuration says."""
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
+
+
+def local_folder(model: str) -> str:
+    """The folder of a model: itself, or where the Hugging Face cache keeps a name (downloaded if need be)."""
+    if Path(model).is_dir():
+        return model
+    return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+
+
+def published_shapes(model: str) -> dict[str, tuple[int, ...]]:
+    """name -> shape of the weights that a learner of `model` publishes: its checkpoint's, tied ones once."""
+    shapes = checkpoint_shapes(local_folder(model))
+    if AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config().tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    return shapes

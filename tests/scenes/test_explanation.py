@@ -1,0 +1,89 @@
+import re
+from random import Random
+
+import pytest
+
+from rlaif.scenes.edits import CORRUPTIONS, corrupt, draw_scene
+from rlaif.scenes.explanation import BREAK, VERDICTS, explain, may_follow
+from rlaif.scenes.generate import rows
+from rlaif.scenes.judge import LABELS, explain_answer, judge
+from rlaif.scenes.semantics import RELATIONS
+from rlaif.scenes.sentence import Scene, parse, split_words, write
+
+PREMISE = Scene(subject="woman", garment="coat", thing="instrument", place="bench")
+
+
+@pytest.mark.parametrize(("text", "explanation"), [
+    ("An adult in a red coat plays a guitar on a train.",
+     "An adult given woman surely, in a red given nothing perhaps, coat given coat surely, "
+     "plays a guitar given instrument perhaps, on a train given bench never."),
+    ("A man eats a plum.", "A man given woman never, eats a plum given instrument never."),
+    ("", "then nonsense."),
+    ("a woman plays a drum.", "then nonsense."),
+    ("A adult plays a drum.", "A then nonsense."),
+    ("A woman", "A woman given woman surely, then nonsense."),
+    ("A woman in a red plays a drum.",
+     "A woman given woman surely, in a red given nothing perhaps, then nonsense."),
+    ("A woman plays an drum.", "A woman given woman surely, plays an then nonsense."),
+    ("A woman eats a drum.", "A woman given woman surely, eats a then nonsense."),
+    ("A woman plays drum.", "A woman given woman surely, plays then nonsense."),
+    ("A woman plays a drum",
+     "A woman given woman surely, plays a drum given instrument perhaps, then nonsense."),
+    ("A woman plays a drum in a seat.",
+     "A woman given woman surely, plays a drum given instrument perhaps, in a then nonsense."),
+    ("A woman plays a drum. A man",
+     "A woman given woman surely, plays a drum given instrument perhaps. then nonsense."),
+    ("A woman plays a drum .",
+     "A woman given woman surely, plays a drum given instrument perhaps. then nonsense."),
+    ("A woman, yes, plays a drum.", "A woman given woman surely, then nonsense."),
+    ("A dragon plays a drum.", "A then nonsense."),
+])
+def test_explanations(text: str, explanation: str) -> None:
+    assert explain(PREMISE, text) == explanation
+
+
+def test_every_sentence_is_read_to_its_end_word_by_word() -> None:
+    rng = Random(0)
+    for _ in range(3000):
+        words = split_words(write(draw_scene(rng)))
+        assert all(word in may_follow(words[:i]) for i, word in enumerate(words))
+        assert may_follow(words) == ()
+
+
+def test_words_in_order_up_to_a_full_stop_are_a_sentence() -> None:
+    rng = Random(0)
+    for _ in range(3000):
+        words: list[str] = []
+        while choices := may_follow(words):
+            words.append(rng.choice(choices))
+        text = " ".join(words[:-1]) + words[-1]
+        is_ended = words[-1] == "."
+        assert (parse(text) is not None) == is_ended
+        assert is_ended or words[-1] == "an"  # "paints an": no flower begins with a vowel
+
+
+@pytest.mark.parametrize("kind", sorted(CORRUPTIONS))
+def test_the_break_is_said_if_and_only_if_the_text_is_no_sentence(kind: str) -> None:
+    rng = Random(kind)
+    for _ in range(500):
+        text = corrupt(rng, draw_scene(rng), kind)
+        explanation = explain(PREMISE, text)
+        assert explanation.endswith(BREAK) == (parse(text) is None)
+        assert "\n" not in explanation and len(split_words(explanation)) < 40
+
+
+def test_the_explanation_decides_the_relation_and_never_names_a_label() -> None:
+    for row in rows("explainer-train", seed=5, num_rows=5000):
+        words = re.findall(r"\w+", row["explanation"])
+        assert not set(words) & {*LABELS, *RELATIONS, "true", "must", "might", "cannot", "broken"}
+        read = [relation for relation in RELATIONS if VERDICTS[relation] in words]
+        expected = None if words[-1] == "nonsense" else max(read, key=RELATIONS.index)
+        assert judge(row["prompt"], row["completion"]).relation == expected
+        assert row["explanation"] == explain_answer(row["prompt"], row["completion"])
+
+
+def test_the_sentence_can_be_read_back_from_its_explanation() -> None:
+    rng = Random(0)
+    for _ in range(1000):
+        text = write(draw_scene(rng))
+        assert re.sub(r" given \w+ \w+,?", "", explain(PREMISE, text)) == text
