@@ -21,10 +21,10 @@ QUIET = {
 }
 
 
-def connect(num_cpus_needed: float) -> str:
+def connect() -> str:
     """Joins the cluster named by RAY_ADDRESS or running on this machine, else starts one; says which.
 
-    A cluster started here listens on localhost only and lends at least as many CPUs as this machine has.
+    A cluster started here listens on localhost only.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")

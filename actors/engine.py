@@ -29,19 +29,11 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from actors.generation import Generation
 from rlaif.config import EngineConfig
 from rlaif.weights import Manifest, checksum_bytes
 
 BACKEND = "shared_memory"
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What one request came to. `logprobs` are of the sampled tokens, in nats, after the temperature."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: str      # "stop" (end token) or "length"
 
 
 class Engine:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import ray
 
-from actors.engine import Engine, Generation
+from actors.generation import Generation
 from rlaif.batch import EXPLAINED, ROLLOUT, check, with_columns
 from rlaif.config import ExplainerConfig
 from rlaif.explanations import explanation_prompt
@@ -24,6 +24,8 @@ class ExplainerActor:
 
     def __init__(self, config: ExplainerConfig, num_gpus: float, seed: int) -> None:
         assert config.model is not None and config.template is not None
+        from actors.engine import Engine  # in the actor: the driver needs no vLLM
+
         self._config = config
         self._tokenizer = load_tokenizer(config.model)
         self._engine = Engine(config.model, config.engine, seed=seed, num_gpus=num_gpus)

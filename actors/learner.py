@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Sequence
@@ -14,10 +15,9 @@ import ray
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from actors.zero import ZeroEngine, init_distributed, refuse_non_finite
 from rlaif.batch import TRAINING, check
 from rlaif.collate import plan
-from rlaif.config import LearnerConfig, ModelConfig
+from rlaif.config import LearnerConfig, ModelConfig, UserError
 from rlaif.metrics import Max, Mean, Metric, merge
 from rlaif.models import load_causal_lm, load_masked_lm, load_tokenizer, scratch_causal_lm, scratch_masked_lm
 from rlaif.objectives import Objective, PolicyObjective, PolicyOptions, SlotObjective, SupervisedObjective
@@ -66,6 +66,9 @@ class LearnerActor:
 
     def join(self, host: str, port: int) -> None:
         """Meets the other ranks and builds the model under DeepSpeed."""
+        # Imported here, in the actor: the driver needs no DeepSpeed.
+        from actors.zero import ZeroEngine, init_distributed
+
         spec = self._spec
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         os.environ |= {"RANK": str(self._rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(self._world_size),
@@ -74,17 +77,18 @@ class LearnerActor:
         torch.manual_seed(spec.seed)
         self._tokenizer = load_tokenizer(spec.tokenizer)
         self._objective = _objective(spec, self._tokenizer)
-        self._engine = ZeroEngine(self._model(spec.learner.dtype), spec.learner, device)
+        self._model = self._build()
+        self._engine = ZeroEngine(self._objective.module(self._model), self._model, spec.learner, device)
         self._reference = None
         if isinstance(self._objective, PolicyObjective) and spec.objective.loss.kl_coefficient > 0:
-            self._reference = self._model(spec.learner.dtype).to(device).eval().requires_grad_(False)
+            self._reference = self._build().to(device).eval().requires_grad_(False)
 
-    def _model(self, dtype: str) -> Any:
+    def _build(self) -> Any:
         spec = self._spec
         if spec.model.model is None:
             build = scratch_masked_lm if spec.is_masked else scratch_causal_lm
             return build(spec.model.scratch, self._tokenizer, spec.seed)
-        return (load_masked_lm if spec.is_masked else load_causal_lm)(spec.model.model, dtype)
+        return (load_masked_lm if spec.is_masked else load_causal_lm)(spec.model.model, spec.learner.dtype)
 
     def update(self, rows: pa.Table) -> dict[str, Metric]:
         """One optimizer step on `rows` (the same on every rank; each trains its share)."""
@@ -98,7 +102,7 @@ class LearnerActor:
         for batch in plan(self._objective.lengths(rows), self._world_size, self._spec.learner.micro_batch_tokens
                           )[self._rank]:
             with torch.no_grad():
-                _, metrics = self._objective.loss(self._engine.model, rows.take(batch or [0]), total, {})
+                _, metrics = self._objective.loss(self._engine.module, rows.take(batch or [0]), total, {})
             parts += [metrics] if batch else []
         return merge(parts)
 
@@ -113,7 +117,7 @@ class LearnerActor:
             frozen["reference_logprobs"] = self._in_batches(self._reference, rows)
         num_steps = self._spec.num_epochs * self._spec.num_minibatches
         if num_steps > 1:
-            frozen["proximal_logprobs"] = self._in_batches(self._engine.model, rows)
+            frozen["proximal_logprobs"] = self._in_batches(self._engine.module, rows)
         size = -(-rows.num_rows // self._spec.num_minibatches)
         parts = []
         for _ in range(self._spec.num_epochs):
@@ -125,7 +129,7 @@ class LearnerActor:
     def drift(self, *scored: pa.Table) -> dict[str, Metric]:
         """Logprob gap to the engine and KL to the reference on `scored` rows, nothing trained; rank by rank."""
         rows = pa.concat_tables(scored)
-        policy = self._in_batches(self._engine.model, rows)
+        policy = self._in_batches(self._engine.module, rows)
         reference = None if self._reference is None else self._in_batches(self._reference, rows)
         return self._objective.drift(rows, policy, reference)
 
@@ -145,7 +149,7 @@ class LearnerActor:
             # An empty micro-batch keeps this rank in step with the others: any row, at no weight.
             chosen = batch or [0]
             loss, metrics = self._objective.loss(
-                self._engine.model, rows.take(chosen), max(1, sum(weights)),
+                self._engine.module, rows.take(chosen), max(1, sum(weights)),
                 {name: [values[row] for row in chosen] for name, values in frozen.items()})
             refuse_non_finite(loss, f"{chosen[0]}..{chosen[-1]}", self._num_steps)
             self._engine.backward(loss if batch else loss * 0.0, is_last=number == len(batches[self._rank]) - 1)
@@ -172,8 +176,16 @@ class LearnerActor:
             if self._rank != 0:
                 return
             state = {name: tensor.detach().cpu().clone() for name, tensor in named}
-        self._engine.module.save_pretrained(beside, state_dict=state)
+        self._model.save_pretrained(beside, state_dict=state)
         self._tokenizer.save_pretrained(beside)
         for name, text in extra_files:
             (beside / name).write_text(text)
         beside.rename(target)
+
+
+def refuse_non_finite(loss: torch.Tensor, rows: str, step: int) -> None:
+    """Raises UserError before a gradient is taken of a loss that is not a number; the weights stay as they were."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise UserError(f"loss must be finite, got {value} at update {step} in rows {rows}; the weights of the update "
+                        "before are kept: lower learner.learning_rate or look at those rows")

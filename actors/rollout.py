@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 import pyarrow as pa
 import ray
 
-from actors.engine import Engine
 from rlaif.batch import PROMPT, ROLLOUT, check, from_rows
 from rlaif.config import RolloutConfig, WeightSyncConfig
 from rlaif.models import load_tokenizer, published_shapes
@@ -27,6 +26,9 @@ class RolloutActor:
     """Verbs: `ready`, `generate`, `install`. Holds no state but the installed weights and their version."""
 
     def __init__(self, policy: str, config: RolloutConfig, sync: WeightSyncConfig, num_gpus: float, seed: int) -> None:
+        # Imported here, in the actor: the driver needs no vLLM and starts seconds sooner.
+        from actors.engine import Engine
+
         self._config, self._version = config, 0
         self._tokenizer = load_tokenizer(policy)
         self._shapes = published_shapes(policy)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlaif.config import LearnerConfig, UserError
+from rlaif.config import LearnerConfig
 
 # Its shared-memory all-reduce is compiled on first use (40 s and more); gloo does without it.
 if "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__:
@@ -31,23 +30,20 @@ def init_distributed(backend: str) -> None:
 
 
 class ZeroEngine:
-    """A model under DeepSpeed. Losses are sums over micro-batches of all ranks, already divided by a global count."""
+    """A `module` under DeepSpeed, which is or wraps the checkpointed `model`. Losses are sums over micro-batches of all ranks, already divided by a global count."""
 
-    def __init__(self, model: PreTrainedModel, config: LearnerConfig, device: torch.device) -> None:
-        self._config = config
+    def __init__(self, module: torch.nn.Module, model: PreTrainedModel, config: LearnerConfig,
+                 device: torch.device) -> None:
+        self._config, self._model = config, model
         self._engine, _, _, _ = deepspeed.initialize(
-            model=model.to(device), model_parameters=[p for p in model.parameters() if p.requires_grad],
+            model=module.to(device), model_parameters=[p for p in model.parameters() if p.requires_grad],
             config=_deepspeed_config(config), dist_init_required=False)
         self._base_rates = [group["lr"] for group in self._engine.optimizer.param_groups]
 
     @property
-    def model(self) -> Any:
-        """Callable as the model itself; parameters may be sharded."""
+    def module(self) -> Any:
+        """Callable as the module itself; parameters may be sharded."""
         return self._engine
-
-    @property
-    def module(self) -> PreTrainedModel:
-        return self._engine.module
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Accumulates the gradient of `loss`; the last micro-batch of a step reduces it over the ranks."""
@@ -59,14 +55,16 @@ class ZeroEngine:
         """Updates the weights at `rate_factor` times the configured rates; returns the global gradient norm."""
         for group, rate in zip(self._engine.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * rate_factor
+        norm = None
+        if self._config.zero_stage == 0:    # DeepSpeed keeps no norm there; the gradients are whole and reduced
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
     @contextlib.contextmanager
     def whole_weights(self) -> Iterator[list[tuple[str, Tensor]]]:
         """(name, whole tensor) pairs in checkpoint names while inside; every rank must enter."""
-        named = list(self._engine.module.named_parameters())
+        named = list(self._model.named_parameters())
         if self._config.zero_stage == 3:
             with deepspeed.zero.GatheredParameters([tensor for _, tensor in named]):
                 yield named
@@ -91,11 +89,3 @@ def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
         "bf16": {"enabled": config.dtype == "bfloat16"}, "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False, "steps_per_print": 1 << 60, "wall_clock_breakdown": False,
     }
-
-
-def refuse_non_finite(loss: Tensor, rows: str, step: int) -> None:
-    """Raises UserError before a gradient is taken of a loss that is not a number; the weights stay as they were."""
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise UserError(f"loss must be finite, got {value} at update {step} in rows {rows}; the weights of the update "
-                        "before are kept: lower learner.learning_rate or look at those rows")

@@ -18,11 +18,11 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from rlaif.config import ScratchConfig, UserError
@@ -54,9 +54,11 @@ def word_tokenizer(texts: Iterable[str], *, masked: bool) -> PreTrainedTokenizer
 
 
 def scratch_causal_lm(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A Qwen2-type causal LM with tied embeddings, its weights drawn from `seed`."""
+    """A Llama-type causal LM with tied embeddings, its weights drawn from `seed`.
+
+    Not Qwen2: AutoTokenizer replaces whatever tokenizer lies beside a Qwen2 model by a byte-level one."""
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(Qwen2Config(
+    return LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads, num_key_value_heads=config.num_heads,
         intermediate_size=config.intermediate_size, max_position_embeddings=config.max_positions,

@@ -20,13 +20,16 @@ from rlaif.collate import sequences, spread
 from rlaif.logprobs import token_entropy, token_logprobs
 from rlaif.losses import LossOptions, policy_loss, slot_loss, supervised_loss
 from rlaif.metrics import Max, Mean, Metric, Sum
-from rlaif.slots import SlotTemplate, class_logits, compile_template, encode
+from rlaif.slots import CompiledTemplate, SlotTemplate, check_model, class_logits, compile_template, encode
 
 
 class Objective(Protocol):
     """What the learner asks of an objective."""
 
     schema: pa.Schema
+
+    def module(self, model: PreTrainedModel) -> torch.nn.Module:
+        """What the training engine wraps: its forward is what `loss` calls."""
 
     def lengths(self, rows: pa.Table) -> list[int]:
         """Tokens of every row as the model will see it."""
@@ -45,6 +48,9 @@ class SupervisedObjective:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._pad_id = tokenizer.pad_token_id or 0
+
+    def module(self, model: PreTrainedModel) -> torch.nn.Module:
+        return model
 
     def lengths(self, rows: pa.Table) -> list[int]:
         return _lengths(rows)
@@ -74,6 +80,9 @@ class PolicyObjective:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: PolicyOptions) -> None:
         self._pad_id = tokenizer.pad_token_id or 0
         self._options = options
+
+    def module(self, model: PreTrainedModel) -> torch.nn.Module:
+        return model
 
     def lengths(self, rows: pa.Table) -> list[int]:
         return _lengths(rows)
@@ -124,6 +133,10 @@ class SlotObjective:
         self._tokenizer = tokenizer
         self._compiled = compile_template(template, tokenizer)
 
+    def module(self, model: PreTrainedModel) -> torch.nn.Module:
+        check_model(model, self._compiled)
+        return _SlotForward(model, self._compiled)
+
     def _encode(self, rows: pa.Table):
         return encode(self._compiled, *(rows[name].to_pylist() for name in ("prompt", "completion", "explanation")))
 
@@ -138,11 +151,22 @@ class SlotObjective:
         encoded = self._encode(rows)
         padded = self._tokenizer.pad({"input_ids": encoded.input_ids}, return_tensors="pt")
         device = next(model.parameters()).device
-        logits = class_logits(model, padded["input_ids"].to(device), padded["attention_mask"].to(device),
-                              torch.tensor(encoded.slot_positions, device=device), self._compiled)
+        logits = model(padded["input_ids"].to(device), padded["attention_mask"].to(device),
+                       torch.tensor(encoded.slot_positions, device=device))
         labels = torch.tensor(rows["labels"].to_pylist(), dtype=torch.int64, device=device)
         loss, metrics = slot_loss(logits, labels, num_global_rows=num_global)
         return loss, metrics | {"num_truncated": Sum(encoded.num_truncated)}
+
+
+class _SlotForward(torch.nn.Module):
+    """A masked LM whose forward reads its slots only: a training engine gathers and reduces around `forward`."""
+
+    def __init__(self, model: PreTrainedModel, compiled: CompiledTemplate) -> None:
+        super().__init__()
+        self.model, self._compiled = model, compiled
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, slot_positions: Tensor) -> Tensor:
+        return class_logits(self.model, input_ids, attention_mask, slot_positions, self._compiled)
 
 
 def completion_logprobs(model: PreTrainedModel, rows: pa.Table, pad_id: int, temperature: float = 1.0, *,

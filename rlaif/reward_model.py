@@ -93,8 +93,7 @@ class RewardModel:
         A ValueError of one line, naming the folder, where a part is missing or does not fit the others.
         """
         folder = Path(folder)
-        _check_folder(folder)
-        spec = _read_spec(folder)
+        spec = read_spec(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, loading = AutoModelForMaskedLM.from_pretrained(
             folder,
@@ -118,18 +117,11 @@ class RewardModel:
     def save(self, folder: str | Path) -> None:
         """Writes the folder. `reward.yaml` comes last: a folder whose writing was cut short does not load."""
         folder = Path(folder)
-        try:
-            spec = OmegaConf.create({"format": FORMAT, **asdict(self.spec)})
-        except OmegaConfBaseException as error:
-            problem = str(error).splitlines()[0]
-            raise ValueError(
-                f"texts in {_SPEC_FILE} must be free of half an interpolation, got {problem}; take out '${{'"
-            ) from error
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _SPEC_FILE).unlink(missing_ok=True)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        OmegaConf.save(spec, folder / _SPEC_FILE)
+        write_spec(folder, self.spec)
 
     @torch.no_grad()
     def score(
@@ -213,7 +205,21 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"reward model must have a tokenizer, got no tokenizer.json in {folder}; {cure}")
 
 
-def _read_spec(folder: Path) -> RewardSpec:
+def write_spec(folder: str | Path, spec: RewardSpec) -> None:
+    """Writes reward.yaml into `folder`."""
+    try:
+        content = OmegaConf.create({"format": FORMAT, **asdict(spec)})
+    except OmegaConfBaseException as error:
+        problem = str(error).splitlines()[0]
+        raise ValueError(
+            f"texts in {_SPEC_FILE} must be free of half an interpolation, got {problem}; take out '${{'"
+        ) from error
+    OmegaConf.save(content, Path(folder) / _SPEC_FILE)
+
+
+def read_spec(folder: Path) -> RewardSpec:
+    """The specification in a complete reward folder; a ValueError of one line where it is not complete."""
+    _check_folder(folder)
     path = folder / _SPEC_FILE
     try:
         # Not resolved: a text may hold "${".

@@ -12,7 +12,7 @@ def learning_rate_factor(config: LearnerConfig, step: int, total_steps: int) -> 
 
     Linear warm-up over warmup_steps, then constant, or linear / half-cosine decay that would reach zero at total_steps.
     """
-    assert 0 <= step, step
+    assert step >= 0, step
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":

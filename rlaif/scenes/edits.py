@@ -173,8 +173,19 @@ CORRUPTIONS: dict[str, Callable[[Random, list[str]], list[str]]] = {
     "empty": lambda rng, words: [],
 }
 """Kind → what it does to the words of a sentence. Some are sentences by chance: the parser decides."""
+SUBTLE_CORRUPTIONS = (
+    "drop_word",
+    "repeat_word",
+    "swap_words",
+    "replace_word",
+    "wrong_verb",
+    "wrong_article",
+    "wrong_preposition",
+    "run_together",
+)
+"""The kinds that leave most of a text in order: the hard ones to notice."""
 
 
 def corrupt(rng: Random, scene: Scene, kind: str) -> str:
-    """The sentence of the scene after a corruption of this kind."""
+    """The text that a corruption of this kind makes of the sentence of the scene."""
     return join(CORRUPTIONS[kind](rng, _tokens(scene)))

@@ -9,12 +9,22 @@ Train, dev and test share no premise: the hash of a premise says which of them i
 no premise twice and asks for the three relations in turn. A longer table begins with the rows of a shorter.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from itertools import islice
 from random import Random
 
-from rlaif.scenes.edits import CORRUPTIONS, EDITS, add, corrupt, draw_scene, generalise, replace, specialise
+from rlaif.scenes.edits import (
+    CORRUPTIONS,
+    EDITS,
+    SUBTLE_CORRUPTIONS,
+    add,
+    corrupt,
+    draw_scene,
+    generalise,
+    replace,
+    specialise,
+)
 from rlaif.scenes.edits import drop as leave_unsaid
 from rlaif.scenes.judge import explain_answer, judge, write_prompt
 from rlaif.scenes.semantics import RELATIONS, Relation, relation
@@ -24,8 +34,11 @@ RIGHT_SHARE = 0.6
 """Of the policy rows, those whose completion is in the relation asked for."""
 ASKED_SHARE = 0.55
 """Of the sentences to explain and to judge, those that are in the relation their prompt asks for."""
-HYPOTHESES = {"intended": 0.45, "wandering": 0.14, "copy": 0.03, "wild": 0.20, "corrupted": 0.18}
-"""Where the completions to explain and to judge come from: shares that add up to 1."""
+TO_JUDGE = {"intended": 0.44, "wandering": 0.15, "copy": 0.03, "wild": 0.20, "corrupted": 0.18}
+TO_EXPLAIN = {"intended": 0.32, "wandering": 0.15, "copy": 0.03, "wild": 0.15, "corrupted": 0.35}
+"""Where the completions to judge and to explain come from: shares that add up to 1."""
+SUBTLE_SHARE = 0.8
+"""Of the corruptions, those drawn from the subtle kinds alone; the others are drawn from all kinds."""
 MIN_NUM_FACTS = 4
 """What a premise says at least: enough that even an answer made by rule differs from premise to premise."""
 
@@ -78,9 +91,9 @@ def _edited(rng: Random, scene: Scene, edits: list[Callable[[Random, Scene], Sce
     return scene
 
 
-def draw_completion(rng: Random, premise: Scene) -> str:
-    """A text to explain and to judge, from the mixture `HYPOTHESES`."""
-    source = rng.choices(tuple(HYPOTHESES), weights=tuple(HYPOTHESES.values()))[0]
+def draw_completion(rng: Random, premise: Scene, shares: Mapping[str, float]) -> str:
+    """A text to explain or to judge, from the mixture given."""
+    source = rng.choices(tuple(shares), weights=tuple(shares.values()))[0]
     if source == "copy":
         return write(premise)
     if source == "wild" or (source == "corrupted" and rng.random() < 0.2):
@@ -90,7 +103,8 @@ def draw_completion(rng: Random, premise: Scene) -> str:
     else:
         hypothesis = draw_hypothesis(rng, premise, rng.choice(RELATIONS))
     if source == "corrupted":
-        return corrupt(rng, hypothesis, rng.choice(tuple(CORRUPTIONS)))
+        kinds = SUBTLE_CORRUPTIONS if rng.random() < SUBTLE_SHARE else tuple(CORRUPTIONS)
+        return corrupt(rng, hypothesis, rng.choice(kinds))
     return write(hypothesis)
 
 
@@ -117,10 +131,10 @@ def _policy(rng: Random, split: str) -> Iterator[dict[str, str]]:
         yield {"prompt": write_prompt(asked, premise), "completion": write(hypothesis)}
 
 
-def _answers(rng: Random, split: str) -> Iterator[tuple[str, str]]:
+def _answers(rng: Random, split: str, shares: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     while True:
         premise = draw_premise(rng, split)
-        completion = draw_completion(rng, premise)
+        completion = draw_completion(rng, premise, shares)
         asked = rng.choice(RELATIONS)
         told = judge(write_prompt(asked, premise), completion).relation
         if told is not None:
@@ -129,13 +143,13 @@ def _answers(rng: Random, split: str) -> Iterator[tuple[str, str]]:
 
 
 def _explainer(rng: Random, split: str) -> Iterator[dict[str, str]]:
-    for prompt, completion in _answers(rng, split):
+    for prompt, completion in _answers(rng, split, TO_EXPLAIN):
         explanation = explain_answer(prompt, completion)
         yield {"prompt": prompt, "completion": completion, "explanation": explanation}
 
 
 def _judged(rng: Random, split: str) -> Iterator[dict[str, str]]:
-    for prompt, completion in _answers(rng, split):
+    for prompt, completion in _answers(rng, split, TO_JUDGE):
         yield {"prompt": prompt, "completion": completion, "label": judge(prompt, completion).label}
 
 

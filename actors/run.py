@@ -1,0 +1,86 @@
+"""What launchers call: a run from checks to summary, with Ray around it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from actors.cluster import connect
+from actors.fleet import Fleet, roles
+from actors.loop import export_folder, train
+from actors.placement import refuse_too_large
+from rlaif.config import TrainConfig
+from rlaif.memory import PeakMemory
+from rlaif.preflight import check_train
+from rlaif.report import Report, Stopwatch, write_json
+from rlaif.run_folder import claim, finish, refuse_other_run
+from rlaif.versions import versions
+
+Result = TypeVar("Result")
+
+
+def run_training(config: TrainConfig) -> None:
+    """launch/train.py: trains, evaluates, exports; everything lands in config.output_dir."""
+    if refuse_other_run(config.output_dir, config):
+        print(f"{config.output_dir} is complete; nothing to do", flush=True)
+        return
+    watch = Stopwatch()
+    checked = check_train(config)
+    where = connect()
+    try:
+        refuse_too_large(roles(config), ray.cluster_resources())
+        claim(config.output_dir, config)
+        report = Report(config.output_dir)
+        report.say(f"{where}; results go to {Path(config.output_dir).resolve()}")
+        with PeakMemory() as memory:
+            figures = asyncio.run(_train(config, checked, report, watch))
+        summary = _summary(config, figures, watch, memory.peak_gb)
+        write_json(Path(config.output_dir) / "summary.json", summary)
+        report.say(f"policy: {export_folder(config.output_dir)}   summary: {config.output_dir}/summary.json   "
+                   f"{watch.total:.0f} s in all, {memory.peak_gb:.1f} GB at the peak")
+        report.close()
+        finish(config.output_dir)
+    finally:
+        ray.shutdown()
+
+
+async def _train(config: TrainConfig, checked: Any, report: Report, watch: Stopwatch) -> dict[str, Any]:
+    started = time.perf_counter()
+    fleet = Fleet(config, checked.explainer)
+    try:
+        await fleet.ready()
+        watch.add("start", time.perf_counter() - started)
+        counts = ", ".join(f"{role.num_actors} {name}" for name, role in roles(config).items())
+        report.say(f"all actors ready in {watch.seconds['start']:.1f} s: {counts}")
+        figures = await train(config, fleet, checked.train_rows, checked.test_rows, checked.reward, report, watch)
+        await export(fleet.learners.save, export_folder(config.output_dir))
+        return figures
+    finally:
+        fleet.stop()
+
+
+async def export(save: Any, folder: str) -> None:
+    """Saves a model folder anew, in place of what an unfinished run may have left."""
+    for leftover in (folder, folder + ".partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    result: Awaitable = save(folder)
+    await result
+
+
+def _summary(config: TrainConfig, figures: dict[str, Any], watch: Stopwatch, peak_gb: float) -> dict[str, Any]:
+    before, after = figures["before"], figures["after"]
+    sides = {f"{name}_{when}": found[name] for when, found in (("before", before), ("after", after))
+             for name in ("reward", "gold", "fluent", "completion_tokens", "identical_share") if name in found}
+    return {
+        "steps": config.steps, "seed": config.seed, **sides, "kl": after.get("kl"),
+        "wall_s": {**watch.seconds, "loop": figures["loop_s"], "total": watch.total},
+        "samples_per_s": figures["samples_per_s"], "peak_rss_gb": peak_gb,
+        "max_logprob_gap": figures["max_logprob_gap"], "num_test_prompts": config.evaluation.num_prompts,
+        "weights_checksum": figures["weights_checksum"], "versions": versions(),
+    }

@@ -1,0 +1,41 @@
+"""The command line that all launchers share: `<launcher>.py config.yaml [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+from rlaif.config import load
+
+Config = TypeVar("Config")
+
+
+def main(kind: type[Config], description: str, body: Callable[[Config], None]) -> int:
+    """Loads the configuration named on the command line and runs `body`; returns the exit code.
+
+    2 with one line on standard error for a mistake of the user's (ValueError, UserError), 0 otherwise; a bug of ours
+    raises.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="a YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override one value, such as seed=1")
+    arguments = parser.parse_args()
+    _quiet_libraries()
+    try:
+        body(load(kind, arguments.config, arguments.overrides))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Other libraries' warnings go to Ray's logs or nowhere: the console shows the run."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    warnings.filterwarnings("ignore")

@@ -1,0 +1,60 @@
+"""Peak memory of a run: this process, its descendants and Ray's processes on this machine."""
+
+from __future__ import annotations
+
+import threading
+
+import psutil
+
+
+class PeakMemory:
+    """While inside, samples memory every `interval_s`; `peak_gb` is the largest sum seen, in 10^9 bytes.
+
+    Proportional set size is summed where the system tells it, so that pages shared by processes count once.
+    """
+
+    def __init__(self, interval_s: float = 3.0) -> None:
+        self.peak_gb = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, args=(interval_s,), daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self, interval_s: float) -> None:
+        while True:
+            self.peak_gb = max(self.peak_gb, _total_bytes() / 1e9)
+            if self._stop.wait(interval_s):
+                return
+
+
+def _total_bytes() -> int:
+    own = psutil.Process()
+    processes = {process.pid: process for process in (own, *own.children(recursive=True))}
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if line and (line[0].startswith("ray::") or line[0].endswith(("/raylet", "/gcs_server"))):
+            processes[process.pid] = process
+            for child in _children(process):
+                processes[child.pid] = child
+    return sum(map(_bytes, processes.values()))
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _bytes(process: psutil.Process) -> int:
+    try:
+        full = process.memory_full_info()
+        return getattr(full, "pss", full.rss)
+    except psutil.Error:    # it ended meanwhile, or belongs to somebody else
+        return 0

@@ -1,0 +1,80 @@
+"""Everything that can be refused before an actor starts: models, tokenizers, templates, rows, lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlaif.advantages import ADVANTAGES
+from rlaif.config import ExplainerConfig, TrainConfig, UserError
+from rlaif.explanations import check_template
+from rlaif.models import context_length, load_tokenizer, refuse_incomplete
+from rlaif.prompts import prompt_rows
+from rlaif.reward_model import RewardSpec, read_spec
+from rlaif.slots import compile_template
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks read on the way, so that nothing is read twice."""
+
+    train_rows: list[dict]
+    test_rows: list[dict]
+    explainer: ExplainerConfig      # complete: model and template are set
+    reward: RewardSpec
+
+
+def check_train(config: TrainConfig) -> Checked:
+    """Raises UserError, one line, for anything in `config` that could not train."""
+    if config.policy.model is None:
+        raise UserError("policy.model must be a Hugging Face name or folder, got null; launch/sft.py makes one")
+    if config.algorithm.advantage not in ADVANTAGES:
+        raise UserError(f"algorithm.advantage must be one of {', '.join(ADVANTAGES)}, got "
+                        f"{config.algorithm.advantage!r}")
+    refuse_incomplete(config.policy.model, "policy.model")
+    reward = check_reward_folder(config.reward.model)
+    explainer = complete_explainer(config.explainer, reward, config.reward.model)
+    check_context(config.policy.model, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
+    check_context(explainer.model, explainer.engine.max_model_len, "explainer.engine.max_model_len")
+    if explainer.max_tokens >= explainer.engine.max_model_len:
+        raise UserError(f"explainer.max_tokens must be below explainer.engine.max_model_len "
+                        f"{explainer.engine.max_model_len}, got {explainer.max_tokens}")
+    room = config.rollout.engine.max_model_len - config.rollout.max_tokens
+    if room < 1:
+        raise UserError(f"rollout.max_tokens must be below rollout.engine.max_model_len "
+                        f"{config.rollout.engine.max_model_len}, got {config.rollout.max_tokens}")
+    tokenizer = load_tokenizer(config.policy.model)
+    train = prompt_rows(config.prompts, "train", tokenizer, room)
+    test = prompt_rows(config.prompts, "test", tokenizer, room)
+    return Checked(train, test[: config.evaluation.num_prompts], explainer, reward)
+
+
+def check_reward_folder(folder: str) -> RewardSpec:
+    """The specification of a reward folder whose tokenizer fits its template."""
+    spec = read_spec(Path(folder))
+    compile_template(spec.template, load_tokenizer(folder))
+    return spec
+
+
+def complete_explainer(config: ExplainerConfig, reward: RewardSpec, reward_folder: str) -> ExplainerConfig:
+    """`config` with what it leaves open taken from the reward folder; a relative path there is seen from there."""
+    model = config.model
+    if model is None and reward.explainer is not None:
+        beside = Path(reward_folder) / reward.explainer
+        model = str(beside.resolve()) if beside.is_dir() else reward.explainer
+    template = config.template or reward.explanation_template
+    if model is None or template is None:
+        missing = "model" if model is None else "template"
+        raise UserError(f"explainer.{missing} must be given, got nothing in the config or in {reward_folder!r}")
+    refuse_incomplete(model, "explainer.model")
+    check_template(template, "explainer.template")
+    return dataclasses.replace(config, model=model, template=template)
+
+
+def check_context(model: str | None, max_model_len: int, key: str) -> None:
+    """Raises UserError if `max_model_len` is more than the model can attend over."""
+    assert model is not None
+    longest = context_length(model)
+    if max_model_len > longest:
+        raise UserError(f"{key} must be at most the model's context of {longest} tokens, got {max_model_len}")

@@ -1,0 +1,106 @@
+"""What the user sees and what a run leaves behind: console lines, metrics.jsonl, TensorBoard, samples, summary."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Report:
+    """One run's console and files under `output_dir`."""
+
+    def __init__(self, output_dir: str | Path, stream: TextIO | None = None) -> None:
+        self.folder = Path(output_dir)
+        self._stream = stream or sys.stdout
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(self.folder / "tensorboard"))
+
+    def say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def step(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one step's numbers to metrics.jsonl and TensorBoard."""
+        self._metrics.write(json.dumps({"step": step} | dict(values)) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._board.close()
+
+
+def stage_lines(step: int, num_steps: int, values: Mapping[str, Any]) -> list[str]:
+    """A step's headline, then a line for every stage with its count and time."""
+    head = f"step {step:>{len(str(num_steps))}}/{num_steps}"
+    shown = "  ".join(f"{label} {values[key]:.3f}" for label, key in (
+        ("reward", "reward"), ("gold", "gold"), ("fluent", "fluent"), ("kl", "kl"), ("gap", "max_logprob_gap"))
+        if key in values)
+    lines = [f"{head}  {shown}  length {values['completion_tokens']:.1f}  {values['step_s']:.2f} s"]
+    stages = (
+        ("rollout", f"{values['num_rollouts']:d} completions, {values['num_completion_tokens']:d} tokens, "
+                    f"{values['num_cut']:d} cut"),
+        ("explain", f"{values['num_rollouts']:d} explanations, {values['explanation_tokens']:.1f} tokens each, "
+                    f"{values['explanations_cut']:.0f} cut"),
+        ("score", f"{values['num_rollouts']:d} rewards, {values['slot_inputs_cut']:.0f} inputs cut"),
+        ("learn", f"{values['num_rollouts']:d} rows, {values['equal_reward_group_share']:.0%} of groups equal, "
+                  f"gradient norm {values['grad_norm']:.2f}"),
+        ("sync", f"weights {values['policy_version']:d} {values['checksum'][:8]}"),
+    )
+    return lines + [f"  {name:<8}{values[f'{name}_s']:6.2f} s  {text}" for name, text in stages]
+
+
+def sample_lines(rows: Sequence[Mapping[str, Any]], slot_labels: Sequence[str]) -> list[str]:
+    """Some rollouts in full: what was asked, written, explained, and how it was judged."""
+    lines = []
+    for row in rows:
+        slots = "  ".join(f"{label} {p:.2f}" for label, p in zip(slot_labels, row["slot_probabilities"], strict=True))
+        parts = dict(row["reward_parts"])
+        gold = f"  gold {parts['gold']:.0f}" if "gold" in parts else ""
+        lines += [f"  | prompt       {_one_line(row['prompt'])}", f"  | completion   {_one_line(row['completion'])}",
+                  f"  | explanation  {_one_line(row['explanation'])}",
+                  f"  | slots        {slots}  reward {row['reward']:.2f}{gold}", "  |"]
+    return lines[:-1]
+
+
+def _one_line(text: str, limit: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """reward, gold, KL, length and the rest, before and after."""
+    lines = [f"  {'':<22}{'before':>10}{'after':>10}"]
+    for name in after:
+        if name in before:
+            lines.append(f"  {name:<22}{before[name]:>10.3f}{after[name]:>10.3f}")
+    return lines
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` beside `path` and renames it there, so that no reader sees half a file."""
+    beside = path.with_suffix(path.suffix + ".partial")
+    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    beside.rename(path)
+
+
+class Stopwatch:
+    """Seconds by name; the same name adds up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    @property
+    def total(self) -> float:
+        return time.perf_counter() - self._began

@@ -1,0 +1,76 @@
+"""Rows for supervised and reward training: encoded, checked, and drawn in batches."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from rlaif.batch import JUDGED, SUPERVISED, from_rows
+from rlaif.config import SftConfig, SlotConfig, UserError
+from rlaif.tables import read_rows
+
+
+def supervised_texts(config: SftConfig, split: str) -> list[tuple[str, str]]:
+    """(input, target) texts of the `split` ("train" or "dev"); any column of the data may be a field of the input."""
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(config.input_template) if name is not None}
+    except ValueError as error:
+        raise UserError(f"input_template must be a template, got {config.input_template!r}: {error}") from error
+    if not fields:
+        raise UserError(f"input_template must have a {{field}}, got {config.input_template!r}")
+    rows = read_rows(getattr(config.data, split), columns=sorted(fields | {config.target_column}),
+                     num_rows=getattr(config.data, f"num_{split}"), seed=config.data.seed, key=f"data.{split}")
+    return [(config.input_template.format(**row), row[config.target_column]) for row in rows]
+
+
+def supervised_rows(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_tokens: int, key: str
+                    ) -> pa.Table:
+    """SUPERVISED rows; the target ends with the tokenizer's end token.
+
+    Raises UserError if any row is longer than max_tokens: how many, and the first.
+    """
+    inputs = tokenizer([text for text, _ in texts])["input_ids"]
+    targets = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
+    rows = [{"prompt_ids": ids, "completion_ids": [*target, tokenizer.eos_token_id]}
+            for ids, target in zip(inputs, targets, strict=True)]
+    _refuse_long([len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows], max_tokens, key)
+    return from_rows(rows, SUPERVISED)
+
+
+def _refuse_long(lengths: Sequence[int], max_tokens: int, key: str) -> None:
+    long = [row for row, length in enumerate(lengths) if length > max_tokens]
+    if long:
+        raise UserError(f"{key} must fit into max_tokens = {max_tokens}, got {len(long)} longer rows, first row "
+                        f"{long[0]} with {lengths[long[0]]} tokens; raise max_tokens or shorten them")
+
+
+def class_index(slot: SlotConfig, label: str, key: str, row: int) -> int:
+    """Which class of `slot` the word `label` stands for. Raises UserError naming the row."""
+    for index, words in enumerate(slot.classes):
+        if label in words:
+            return index
+    known = ", ".join(word for words in slot.classes for word in words)
+    raise UserError(f"{key} must hold one of the label words {known}, got {label!r} in row {row}")
+
+
+def judged_rows(rows: Sequence[dict], explanations: Sequence[str], labels: Sequence[int]) -> pa.Table:
+    """JUDGED rows of one slot."""
+    return from_rows([{"prompt": row["prompt"], "completion": row["completion"], "explanation": explanation,
+                       "labels": [label]}
+                      for row, explanation, label in zip(rows, explanations, labels, strict=True)], JUDGED)
+
+
+def batches(num_rows: int, batch_size: int, num_batches: int, seed: int) -> Iterator[list[int]]:
+    """`num_batches` lists of row indices; every row once an epoch, in an order that (seed, epoch) draws."""
+    batch_size = min(batch_size, num_rows)
+    per_epoch = num_rows // batch_size
+    order = np.arange(num_rows)
+    for number in range(num_batches):
+        epoch, place = divmod(number, per_epoch)
+        if place == 0:
+            order = np.random.default_rng([seed, epoch]).permutation(num_rows)
+        yield order[place * batch_size : (place + 1) * batch_size].tolist()
