@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,6 +13,9 @@ from rlaif.config import UserError
 
 # Ray reads this before it connects. "token" is what a cluster should use; whoever starts the cluster decides.
 AUTH_MODE = "RAY_AUTH_MODE"
+
+# Where `ray start` notes the cluster it began; `ray.init()` notes nothing.
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 
 # Every actor's environment: warnings of the libraries below stay in Ray's log files.
 QUIET = {
@@ -22,24 +26,27 @@ QUIET = {
 
 
 def connect() -> str:
-    """Joins the cluster named by RAY_ADDRESS or running on this machine, else starts one; says which.
+    """Joins the cluster named by RAY_ADDRESS or begun here with `ray start`, else starts one; says which.
 
-    A cluster started here listens on localhost only.
+    A cluster started here has no dashboard, asks for a token (Ray's default), and no other run joins it.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        ray.init(address=address or "auto", **options)
-        return f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
-    except ConnectionError as error:
-        if address:
-            raise UserError(f"RAY_ADDRESS must name a running Ray cluster, got {address!r}: "
-                            f"{str(error).splitlines()[0]}") from error
-    except Exception as error:
-        if "uthenticat" not in str(error):
-            raise
-        raise UserError(f"{AUTH_MODE} must be the mode that the running Ray cluster was started with, got "
-                        f"{os.environ.get(AUTH_MODE, 'nothing')!r}; export the same {AUTH_MODE} for both") from error
+    named = os.environ.get("RAY_ADDRESS")
+    # Not "auto": that would join the private cluster of another run and end with it.
+    address = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.is_file() else None)
+    if address:
+        try:
+            ray.init(address=address, **options)
+            return f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
+        except ConnectionError as error:
+            if named:
+                raise UserError(f"RAY_ADDRESS must name a running Ray cluster, got {named!r}: "
+                                f"{str(error).splitlines()[0]}") from error
+        except Exception as error:
+            if "uthenticat" not in str(error):
+                raise
+            raise UserError(f"{AUTH_MODE} must be the mode that the running Ray cluster was started with, got "
+                            f"{os.environ.get(AUTH_MODE, 'nothing')!r}; export the same {AUTH_MODE} for both") from error
     ray.init(include_dashboard=False, **options)
     return "started Ray on this machine"
 

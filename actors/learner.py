@@ -15,6 +15,7 @@ import ray
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from actors.sync_client import SyncClient
 from rlaif.batch import TRAINING, check
 from rlaif.collate import plan
 from rlaif.config import LearnerConfig, ModelConfig, UserError
@@ -52,7 +53,8 @@ def _objective(spec: LearnerSpec, tokenizer: PreTrainedTokenizerBase) -> Objecti
 
 @ray.remote
 class LearnerActor:
-    """Verbs: `join`, `update` (supervised and reward training), `update_policy`, `drift`, `publish`, `save`."""
+    """Verbs: `join`, `update` (supervised and reward training), `update_policy`, `drift`, `save`,
+    `publish` (weights to the object store) or `open_channel` and `send` (straight to the engines)."""
 
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
         self._spec, self._rank, self._world_size = spec, rank, world_size
@@ -167,6 +169,21 @@ class LearnerActor:
                 return None
             manifest, packed = pack(named, bucket_bytes)
         return manifest, [ray.put(bucket) for bucket in packed]
+
+    def open_channel(self, backend: str, address: tuple[str, int], rollouts: Sequence[ray.actor.ActorHandle],
+                     num_workers: int) -> None:
+        """Opens the direct channel (nccl, ipc) to the engines' `num_workers` GPUs; every rank must call."""
+        from actors.engine import open_sender
+
+        self._client = SyncClient(rollouts, num_workers // len(rollouts))
+        self._send = open_sender(backend, rank=self._rank, address=address, num_workers=num_workers,
+                                 client=self._client, shapes=self._engine.shapes(),
+                                 whole=self._engine.each_whole_weight)
+
+    def send(self, version: int) -> None:
+        """Sends the weights over the direct channel; every rank must call."""
+        self._client.version = version
+        self._send()
 
     def save(self, folder: str, extra_files: Sequence[tuple[str, str]] = ()) -> None:
         """Writes model and tokenizer as a Hugging Face folder (written beside and renamed); every rank must call."""

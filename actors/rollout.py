@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -12,7 +13,7 @@ import ray
 from rlaif.batch import PROMPT, ROLLOUT, check, from_rows
 from rlaif.config import RolloutConfig, WeightSyncConfig
 from rlaif.models import load_tokenizer, published_shapes
-from rlaif.weights import Manifest, refuse_mismatch
+from rlaif.weights import Manifest, refuse_mismatch, version_label
 
 
 def request_seed(seed: int, group_id: int, sample: int) -> int:
@@ -23,19 +24,28 @@ def request_seed(seed: int, group_id: int, sample: int) -> int:
 
 @ray.remote
 class RolloutActor:
-    """Verbs: `ready`, `generate`, `install`. Holds no state but the installed weights and their version."""
+    """Verbs: `ready`, `generate`; for weights `install` (through the object store) or `open_channel`, `begin_sync`,
+    `receive`, `end_sync` (straight from the learner's GPU); `holds` says what is installed.
+
+    Holds no state but the installed weights and their version.
+    """
 
     def __init__(self, policy: str, config: RolloutConfig, sync: WeightSyncConfig, num_gpus: float, seed: int) -> None:
         # Imported here, in the actor: the driver needs no vLLM and starts seconds sooner.
         from actors.engine import Engine
 
-        self._config, self._version = config, 0
+        self._config, self._version, self._backend = config, 0, sync.backend
         self._tokenizer = load_tokenizer(policy)
         self._shapes = published_shapes(policy)
         self._engine = Engine(policy, config.engine, seed=seed, num_gpus=num_gpus, backend=sync.backend)
 
     async def ready(self) -> None:
-        await self._engine.open()
+        if self._backend == "shared_memory":
+            await self._engine.open({})
+
+    async def open_channel(self, init_info: dict[str, Any]) -> None:
+        """Meets the sender of a direct backend (nccl, ipc)."""
+        await self._engine.open(init_info)
 
     async def generate(self, prompts: pa.Table, group_size: int, seed: int, groups_per_batch: int
                        ) -> AsyncIterator[pa.Table]:
@@ -69,12 +79,26 @@ class RolloutActor:
                           "policy_version": version}
                 for sample, (answer, text) in enumerate(zip(answers, texts, strict=True))]
 
-    async def install(self, version: int, manifest: Manifest, *buckets: bytes) -> tuple[int, str, str]:
-        """Installs published weights; returns (version, checksum of what the engine took, digest of what it holds).
+    async def install(self, version: int, manifest: Manifest, *buckets: bytes) -> tuple[str, str]:
+        """Installs published weights and answers as `holds` does.
 
         The manifest is compared with the model before the engine is touched.
         """
         refuse_mismatch(manifest, self._shapes)
-        checksum = await self._engine.install(version, manifest, buckets)
+        await self._engine.install(version_label(version, manifest.checksum), buckets)
         self._version = version
-        return version, checksum, await self._engine.installed_digest()
+        return await self.holds()
+
+    async def begin_sync(self) -> None:
+        await self._engine.begin_sync()
+
+    async def receive(self, update_info: dict[str, Any]) -> None:
+        await self._engine.receive(update_info)
+
+    async def end_sync(self, version: int) -> None:
+        await self._engine.end_sync(version_label(version, "direct"))
+        self._version = version
+
+    async def holds(self) -> tuple[str, str]:
+        """What the engine says it holds: its version label, and a digest of the weights as they lie there."""
+        return await self._engine.version(), await self._engine.installed_digest()

@@ -185,8 +185,9 @@ async def _explain(config: RewardTrainConfig, role: RoleConfig, rows: dict[str, 
         report.say("explanations are there already")
         return {split: check(pa.parquet.read_table(path), JUDGED) for split, path in files.items()}
     source = config.explainer
-    explainer = ExplainerConfig(model=str(Path(source.model).resolve()) if Path(source.model).is_dir() else source.model,
-                                template=source.template, max_tokens=source.max_tokens, engine=source.engine)
+    model = str(Path(source.model).resolve()) if Path(source.model).is_dir() else source.model
+    explainer = ExplainerConfig(model=model, template=source.template, max_tokens=source.max_tokens,
+                                engine=source.engine)
     placement = Placement({"explainer": role}, "PACK", READY_TIMEOUT_S)
     try:
         actors = [ExplainerActor.options(**placement.options("explainer", index)).remote(

@@ -30,7 +30,10 @@ def init_distributed(backend: str) -> None:
 
 
 class ZeroEngine:
-    """A `module` under DeepSpeed, which is or wraps the checkpointed `model`. Losses are sums over micro-batches of all ranks, already divided by a global count."""
+    """A `module` under DeepSpeed, which is or wraps the checkpointed `model`.
+
+    Losses are sums over the micro-batches of all ranks, already divided by a global count.
+    """
 
     def __init__(self, module: torch.nn.Module, model: PreTrainedModel, config: LearnerConfig,
                  device: torch.device) -> None:
@@ -89,3 +92,14 @@ def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
         "bf16": {"enabled": config.dtype == "bfloat16"}, "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False, "steps_per_print": 1 << 60, "wall_clock_breakdown": False,
     }
+
+    def shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """(name, dtype, whole shape) of every weight, in the order of `each_whole_weight`; gathers nothing."""
+        return [(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
+                for name, tensor in self._model.named_parameters()]
+
+    def each_whole_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole tensor) one after the other, never all at once; every rank must iterate."""
+        for name, tensor in self._model.named_parameters():
+            with deepspeed.zero.GatheredParameters([tensor], enabled=self._config.zero_stage == 3):
+                yield name, tensor.data

@@ -1,4 +1,7 @@
-"""Trains a slot model on explanations that an explainer wrote: `python launch/train_reward.py configs/scenes_reward.yaml [key=value ...]`."""
+"""Trains a slot model on explanations that an explainer wrote.
+
+`python launch/train_reward.py configs/scenes_reward.yaml [key=value ...]`
+"""
 
 import sys
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
-from rlaif.config import load
+from rlaif.config_file import load
 
 Config = TypeVar("Config")
 

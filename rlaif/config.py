@@ -1,20 +1,17 @@
-"""Configuration: dataclasses are the truth, YAML holds overrides only, `key=value` on the command line comes last.
+"""Configuration: dataclasses are the truth; `rlaif.config_file` fills them from YAML and `key=value`.
 
-Every field says its unit and range; `__post_init__` refuses what is out of range. Nothing here touches files beyond
-the YAML itself: what depends on files, models or the cluster is checked in `rlaif.preflight` and `actors.placement`.
+Every field says its unit and range; `__post_init__` refuses what is out of range by the field's own name, and the
+loader puts the path before it. What depends on files, models or the cluster is checked in `rlaif.preflight` and
+`actors.placement`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 
 class UserError(ValueError):
@@ -26,7 +23,25 @@ def _require(holds: bool, name: str, rule: str, value: Any) -> None:
         raise UserError(f"{name} must be {rule}, got {value!r}")
 
 
-Config = TypeVar("Config")
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        _require(0 < getattr(config, name) < math.inf, name, "> 0", getattr(config, name))
+
+
+def _not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        _require(0 <= getattr(config, name) < math.inf, name, ">= 0", getattr(config, name))
+
+
+def _one_of(config: Any, name: str, choices: tuple) -> None:
+    _require(getattr(config, name) in choices, name, "one of " + ", ".join(map(str, choices)), getattr(config, name))
+
+
+def _rows(config: Any, *names: str) -> None:
+    for name in names:
+        _require(getattr(config, name) is None or getattr(config, name) > 0, name, "> 0 or null", getattr(config, name))
+
+
 DTYPES = ("float32", "bfloat16")
 
 
@@ -42,9 +57,9 @@ class ScratchConfig:
     initializer_range: float = 0.05     # standard deviation of the first weights, > 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions"):
-            _require(getattr(self, name) > 0, f"scratch.{name}", "> 0", getattr(self, name))
-        _require(self.hidden_size % self.num_heads == 0, "scratch.hidden_size", "a multiple of num_heads",
+        _positive(self, "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions",
+                  "initializer_range")
+        _require(self.hidden_size % self.num_heads == 0, "hidden_size", f"a multiple of num_heads {self.num_heads}",
                  self.hidden_size)
 
 
@@ -57,7 +72,7 @@ class ModelConfig:
     dtype: str = "float32"              # float32 | bfloat16
 
     def __post_init__(self) -> None:
-        _require(self.dtype in DTYPES, "dtype", f"one of {DTYPES}", self.dtype)
+        _one_of(self, "dtype", DTYPES)
 
 
 @dataclass
@@ -73,10 +88,9 @@ class EngineConfig:
     enforce_eager: bool = True          # no graph capture: starts in seconds
 
     def __post_init__(self) -> None:
-        _require(self.dtype in DTYPES, "engine.dtype", f"one of {DTYPES}", self.dtype)
-        for name in ("max_model_len", "max_num_seqs", "tensor_parallel_size", "kv_cache_mb"):
-            _require(getattr(self, name) > 0, f"engine.{name}", "> 0", getattr(self, name))
-        _require(0 < self.gpu_memory_utilization <= 1, "engine.gpu_memory_utilization", "in (0, 1]",
+        _one_of(self, "dtype", DTYPES)
+        _positive(self, "max_model_len", "max_num_seqs", "tensor_parallel_size", "kv_cache_mb")
+        _require(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", "in (0, 1]",
                  self.gpu_memory_utilization)
 
 
@@ -91,9 +105,7 @@ class RolloutConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        for name in ("groups_per_step", "group_size", "max_tokens"):
-            _require(getattr(self, name) > 0, f"rollout.{name}", "> 0", getattr(self, name))
-        _require(self.temperature > 0, "rollout.temperature", "> 0", self.temperature)
+        _positive(self, "groups_per_step", "group_size", "max_tokens", "temperature")
 
 
 @dataclass
@@ -108,8 +120,8 @@ class ExplainerConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens > 0, "explainer.max_tokens", "> 0", self.max_tokens)
-        _require(self.temperature >= 0, "explainer.temperature", ">= 0", self.temperature)
+        _positive(self, "max_tokens")
+        _not_negative(self, "temperature")
 
 
 @dataclass
@@ -121,8 +133,8 @@ class RewardConfig:
     max_tokens_per_batch: int = 8192    # padded tokens a forward pass, > 0
 
     def __post_init__(self) -> None:
-        _require(self.dtype in DTYPES, "reward.dtype", f"one of {DTYPES}", self.dtype)
-        _require(self.max_tokens_per_batch > 0, "reward.max_tokens_per_batch", "> 0", self.max_tokens_per_batch)
+        _one_of(self, "dtype", DTYPES)
+        _positive(self, "max_tokens_per_batch")
 
 
 @dataclass
@@ -131,11 +143,14 @@ class PromptsConfig:
 
     train: str = MISSING
     test: str = MISSING
-    num_train: int | None = None        # rows to read, null reads all
-    num_test: int | None = None         # rows to read, null reads all
+    num_train: int | None = None        # rows to read, > 0; null reads all
+    num_test: int | None = None         # rows to read, > 0; null reads all
     seed: int = 0                       # of the built-in world
     prompt_column: str = "prompt"
     reference_column: str | None = None     # null: no reference answers
+
+    def __post_init__(self) -> None:
+        _rows(self, "num_train", "num_test")
 
 
 @dataclass
@@ -147,15 +162,17 @@ class AlgorithmConfig:
     clip_high: float = 0.2              # ratio is kept below 1 + clip_high, >= 0
     kl_coefficient: float = 0.02        # >= 0; 0 holds no reference model
     kl_estimator: str = "k3"            # k1 | k2 | k3
-    importance_cap: float = 2.0         # truncation of policy / rollout probability, > 0
+    importance_cap: float | None = 2.0  # truncation of policy / rollout probability, >= 1; null: no weighting
     num_epochs: int = 1                 # passes over a step's rollouts, >= 1
     num_minibatches: int = 1            # optimizer steps a pass, >= 1
 
     def __post_init__(self) -> None:
-        _require(0 <= self.clip_low <= 1, "algorithm.clip_low", "in 0..1", self.clip_low)
-        _require(self.kl_coefficient >= 0, "algorithm.kl_coefficient", ">= 0", self.kl_coefficient)
-        _require(self.num_epochs >= 1, "algorithm.num_epochs", ">= 1", self.num_epochs)
-        _require(self.num_minibatches >= 1, "algorithm.num_minibatches", ">= 1", self.num_minibatches)
+        _require(0 <= self.clip_low <= 1, "clip_low", "in 0..1", self.clip_low)
+        _not_negative(self, "clip_high", "kl_coefficient")
+        _one_of(self, "kl_estimator", ("k1", "k2", "k3"))
+        _require(self.importance_cap is None or 1 <= self.importance_cap < math.inf, "importance_cap", ">= 1 or null",
+                 self.importance_cap)
+        _positive(self, "num_epochs", "num_minibatches")
 
 
 OPTIMIZERS = ("adamw", "muon")
@@ -180,15 +197,16 @@ class LearnerConfig:
     dtype: str = "float32"              # float32 | bfloat16
 
     def __post_init__(self) -> None:
-        _require(self.optimizer in OPTIMIZERS, "learner.optimizer", f"one of {OPTIMIZERS}", self.optimizer)
-        _require(self.schedule in SCHEDULES, "learner.schedule", f"one of {SCHEDULES}", self.schedule)
-        _require(self.learning_rate > 0, "learner.learning_rate", "> 0", self.learning_rate)
-        _require(self.warmup_steps >= 0, "learner.warmup_steps", ">= 0", self.warmup_steps)
-        _require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "0, 1, 2 or 3", self.zero_stage)
-        _require(not self.offload or self.zero_stage > 0, "learner.offload", "false with zero_stage 0", self.offload)
-        _require(self.max_grad_norm > 0, "learner.max_grad_norm", "> 0", self.max_grad_norm)
-        _require(self.micro_batch_tokens > 0, "learner.micro_batch_tokens", "> 0", self.micro_batch_tokens)
-        _require(self.dtype in DTYPES, "learner.dtype", f"one of {DTYPES}", self.dtype)
+        _one_of(self, "optimizer", OPTIMIZERS)
+        _one_of(self, "schedule", SCHEDULES)
+        _positive(self, "learning_rate", "max_grad_norm", "micro_batch_tokens")
+        _require(self.adam_learning_rate is None or 0 < self.adam_learning_rate < math.inf, "adam_learning_rate",
+                 "> 0 or null", self.adam_learning_rate)
+        _not_negative(self, "warmup_steps", "weight_decay")
+        _require(0 <= self.beta2 < 1, "beta2", "in [0, 1)", self.beta2)
+        _one_of(self, "zero_stage", (0, 1, 2, 3))
+        _require(not self.offload or self.zero_stage > 0, "offload", "false with zero_stage 0", self.offload)
+        _one_of(self, "dtype", DTYPES)
 
 
 SYNC_BACKENDS = ("shared_memory", "nccl", "ipc")
@@ -202,8 +220,8 @@ class WeightSyncConfig:
     bucket_mb: int = 256                # MiB sent at a time, > 0
 
     def __post_init__(self) -> None:
-        _require(self.backend in SYNC_BACKENDS, "sync.backend", f"one of {SYNC_BACKENDS}", self.backend)
-        _require(self.bucket_mb > 0, "sync.bucket_mb", "> 0", self.bucket_mb)
+        _one_of(self, "backend", SYNC_BACKENDS)
+        _positive(self, "bucket_mb")
 
 
 @dataclass
@@ -216,10 +234,8 @@ class RoleConfig:
     num_threads: int = 1                # compute threads of an actor on a CPU, >= 1
 
     def __post_init__(self) -> None:
-        _require(self.num_actors >= 1, "placement.*.num_actors", ">= 1", self.num_actors)
-        _require(self.num_cpus > 0, "placement.*.num_cpus", "> 0", self.num_cpus)
-        _require(self.num_gpus >= 0, "placement.*.num_gpus", ">= 0", self.num_gpus)
-        _require(self.num_threads >= 1, "placement.*.num_threads", ">= 1", self.num_threads)
+        _positive(self, "num_actors", "num_cpus", "num_threads")
+        _not_negative(self, "num_gpus")
 
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
@@ -237,8 +253,8 @@ class PlacementConfig:
     ready_timeout_s: float = 300.0      # seconds until every actor must answer, > 0
 
     def __post_init__(self) -> None:
-        _require(self.strategy in STRATEGIES, "placement.strategy", f"one of {STRATEGIES}", self.strategy)
-        _require(self.ready_timeout_s > 0, "placement.ready_timeout_s", "> 0", self.ready_timeout_s)
+        _one_of(self, "strategy", STRATEGIES)
+        _positive(self, "ready_timeout_s")
 
 
 @dataclass
@@ -249,8 +265,8 @@ class EvaluationConfig:
     num_prompts: int = 384              # test prompts, > 0
 
     def __post_init__(self) -> None:
-        _require(self.gold in (None, "scenes"), "evaluation.gold", "null or scenes", self.gold)
-        _require(self.num_prompts > 0, "evaluation.num_prompts", "> 0", self.num_prompts)
+        _require(self.gold in (None, "scenes"), "gold", "null or scenes", self.gold)
+        _positive(self, "num_prompts")
 
 
 @dataclass
@@ -260,13 +276,16 @@ class ReportConfig:
     samples_every: int = 20             # steps between printed samples, 0 prints none
     num_samples: int = 2                # samples printed each time, >= 0
 
+    def __post_init__(self) -> None:
+        _not_negative(self, "samples_every", "num_samples")
+
 
 @dataclass
 class TrainConfig:
     """launch/train.py: reinforcement learning."""
 
     output_dir: str = MISSING
-    seed: int = 0
+    seed: int = 0                       # >= 0
     steps: int = 100                    # updates, >= 1
     policy: ModelConfig = field(default_factory=ModelConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
@@ -281,7 +300,8 @@ class TrainConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps", ">= 1", self.steps)
+        _not_negative(self, "seed")
+        _positive(self, "steps")
 
 
 @dataclass
@@ -290,9 +310,12 @@ class SupervisedDataConfig:
 
     train: str = MISSING
     dev: str = MISSING
-    num_train: int | None = None        # rows to read, null reads all
-    num_dev: int | None = 512           # rows to read, null reads all
+    num_train: int | None = None        # rows to read, > 0; null reads all
+    num_dev: int | None = 512           # rows to read, > 0; null reads all
     seed: int = 0                       # of the built-in world
+
+    def __post_init__(self) -> None:
+        _rows(self, "num_train", "num_dev")
 
 
 @dataclass
@@ -300,22 +323,21 @@ class SftConfig:
     """launch/sft.py: supervised training of a policy or an explainer."""
 
     output_dir: str = MISSING
-    seed: int = 0
+    seed: int = 0                       # >= 0
     steps: int = 1000                   # optimizer steps, >= 1
     batch_size: int = 64                # rows an optimizer step, >= 1
     policy: ModelConfig = field(default_factory=ModelConfig)
     data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
     input_template: str = "{prompt}"    # any column of the data as a {field}
     target_column: str = "completion"
-    max_tokens: int = 256               # longest row, input and target, in tokens
+    max_tokens: int = 256               # longest row, input and target, in tokens, > 0
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     placement: RoleConfig = field(default_factory=RoleConfig)
     log_every: int = 50                 # optimizer steps between progress lines, >= 1
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps", ">= 1", self.steps)
-        _require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
-        _require(self.log_every >= 1, "log_every", ">= 1", self.log_every)
+        _not_negative(self, "seed")
+        _positive(self, "steps", "batch_size", "log_every", "max_tokens")
 
 
 @dataclass
@@ -343,12 +365,16 @@ class ExplainerSourceConfig:
 
     model: str = MISSING                # folder or name of the explainer
     template: str = "{prompt}\nAnswer: {completion}\nReason:"
-    max_tokens: int = 64
-    num_actors: int = 1
+    max_tokens: int = 64                # tokens of an explanation, > 0
+    num_actors: int = 1                 # this and the next three as in RoleConfig
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     num_threads: int = 1
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_tokens", "num_actors", "num_cpus", "num_threads")
+        _not_negative(self, "num_gpus")
 
 
 @dataclass
@@ -356,9 +382,9 @@ class RewardTrainConfig:
     """launch/train_reward.py: the slot model, trained on explanations that the explainer wrote."""
 
     output_dir: str = MISSING
-    seed: int = 0
-    steps: int = 1000
-    batch_size: int = 64
+    seed: int = 0                       # >= 0
+    steps: int = 1000                   # optimizer steps, >= 1
+    batch_size: int = 64                # rows an optimizer step, >= 1
     slot_model: ModelConfig = field(default_factory=ModelConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
     explainer: ExplainerSourceConfig = field(default_factory=ExplainerSourceConfig)
@@ -366,63 +392,8 @@ class RewardTrainConfig:
     label_column: str = "label"         # holds a label word of the (first) slot
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     placement: RoleConfig = field(default_factory=RoleConfig)
-    log_every: int = 50
+    log_every: int = 50                 # optimizer steps between progress lines, >= 1
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps", ">= 1", self.steps)
-        _require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
-        _require(self.log_every >= 1, "log_every", ">= 1", self.log_every)
-
-
-def load(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """A `kind` made of its defaults, the YAML at `path` and `key=value` overrides, in that order.
-
-    Raises UserError: file missing, unknown key (naming the nearest one), wrong type, value out of range, a mandatory
-    value not given.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"config must be a YAML file, got {str(path)!r}; see configs/ for ready ones")
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"override must be key=value, got {override!r}")
-    try:
-        given = [OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))]
-    except Exception as error:
-        raise UserError(f"config {path} must be YAML, got: {_first_line(error)}") from error
-    for source in given:
-        _refuse_unknown(kind, OmegaConf.to_container(source), "")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), *given)
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise UserError(f"{missing[0]} must be given, got nothing; set it in {path} or as {missing[0]}=...")
-        return OmegaConf.to_object(merged)
-    except UserError:
-        raise
-    except OmegaConfBaseException as error:
-        name = getattr(error, "full_key", None) or "config"
-        raise UserError(f"{name}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _refuse_unknown(kind: type, given: Any, prefix: str) -> None:
-    """Refuses a key that `kind` lacks, naming the nearest one it has."""
-    if not isinstance(given, dict):
-        return
-    hints = {item.name: item for item in dataclasses.fields(kind)}
-    for key, value in given.items():
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            raise UserError(f"{prefix}{key} must be a known key, got an unknown one; did you mean {prefix}{near[0]}?")
-        default = hints[key].default_factory
-        if dataclasses.is_dataclass(default):
-            _refuse_unknown(default, value, f"{prefix}{key}.")
-
-
-def resolved_yaml(config: Any) -> str:
-    """The whole configuration as YAML, defaults included: what a run writes beside its results."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+        _not_negative(self, "seed")
+        _positive(self, "steps", "batch_size", "log_every")

@@ -20,7 +20,8 @@ from rlaif.collate import sequences, spread
 from rlaif.logprobs import token_entropy, token_logprobs
 from rlaif.losses import LossOptions, policy_loss, slot_loss, supervised_loss
 from rlaif.metrics import Max, Mean, Metric, Sum
-from rlaif.slots import CompiledTemplate, SlotTemplate, check_model, class_logits, compile_template, encode
+from rlaif.slot_scoring import check_model, class_logits
+from rlaif.slots import CompiledTemplate, SlotTemplate, compile_template, encode
 
 
 class Objective(Protocol):

@@ -32,6 +32,8 @@ def check_train(config: TrainConfig) -> Checked:
     if config.algorithm.advantage not in ADVANTAGES:
         raise UserError(f"algorithm.advantage must be one of {', '.join(ADVANTAGES)}, got "
                         f"{config.algorithm.advantage!r}")
+    if config.sync.backend != "shared_memory" and not config.placement.rollout.num_gpus:
+        raise UserError(f"sync.backend must be shared_memory where rollouts have no GPU, got {config.sync.backend!r}")
     refuse_incomplete(config.policy.model, "policy.model")
     reward = check_reward_folder(config.reward.model)
     explainer = complete_explainer(config.explainer, reward, config.reward.model)

@@ -10,25 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
 from rlaif.bucketing import token_budget_batches
-from rlaif.slots import (
-    Encoded,
-    Slot,
-    SlotTemplate,
-    check_model,
-    class_logits,
-    combine,
-    compile_template,
-    encode,
-    slot_probabilities,
-    slot_scores,
-)
+from rlaif.slot_scoring import check_model, class_logits, combine, slot_probabilities, slot_scores
+from rlaif.slots import Encoded, Slot, SlotTemplate, compile_template, encode
 
 __all__ = ["RewardModel", "RewardSpec", "Scored"]
 
@@ -117,6 +107,7 @@ class RewardModel:
     def save(self, folder: str | Path) -> None:
         """Writes the folder. `reward.yaml` comes last: a folder whose writing was cut short does not load."""
         folder = Path(folder)
+        _spec_content(self.spec)    # refuses before anything is written
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _SPEC_FILE).unlink(missing_ok=True)
         self.model.save_pretrained(folder)
@@ -207,14 +198,17 @@ def _check_folder(folder: Path) -> None:
 
 def write_spec(folder: str | Path, spec: RewardSpec) -> None:
     """Writes reward.yaml into `folder`."""
+    OmegaConf.save(_spec_content(spec), Path(folder) / _SPEC_FILE)
+
+
+def _spec_content(spec: RewardSpec) -> DictConfig:
     try:
-        content = OmegaConf.create({"format": FORMAT, **asdict(spec)})
+        return OmegaConf.create({"format": FORMAT, **asdict(spec)})
     except OmegaConfBaseException as error:
         problem = str(error).splitlines()[0]
         raise ValueError(
             f"texts in {_SPEC_FILE} must be free of half an interpolation, got {problem}; take out '${{'"
         ) from error
-    OmegaConf.save(content, Path(folder) / _SPEC_FILE)
 
 
 def read_spec(folder: Path) -> RewardSpec:

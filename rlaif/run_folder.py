@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import UserError, resolved_yaml
+from rlaif.config import UserError
+from rlaif.config_file import resolved_yaml
 
 CONFIG_FILE, DONE_FILE = "config.yaml", "done"
 

@@ -1,46 +1,30 @@
-"""Stage 2 of the ESFP reward: a template with slots, filled in with texts and read by a masked LM.
+"""Stage 2 of the ESFP reward, written: a template with slots, filled in with texts for a masked LM to read.
 
-    template, tokenizer -> CompiledTemplate -> encode -> class_logits -> slot_probabilities -> slot_scores
+    template, tokenizer -> compile_template -> encode -> token ids with known slot positions
 
-Texts from outside are encoded apart from the template and can never add, move or fill a slot, whatever they
-contain.
+Texts from outside are encoded apart from the template and can never add, move or fill a slot, whatever they contain.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "FIELDS",
-    "HEADS",
-    "CompiledTemplate",
-    "Encoded",
-    "Slot",
-    "SlotTemplate",
-    "check_model",
-    "class_logits",
-    "combine",
-    "compile_template",
-    "encode",
-    "slot_probabilities",
-    "slot_scores",
-]
+__all__ = ["FIELDS", "CompiledTemplate", "Encoded", "Slot", "SlotTemplate", "compile_template", "encode"]
 
-# The text fields of a template. Where a text is too long, a prompt loses its head (the question is mostly at
-# its end), a completion and an explanation lose their tail.
+# The text fields of a template. Where a text is too long, a prompt loses its head (the question is mostly at its end),
+# a completion and an explanation lose their tail.
 FIELDS = ("prompt", "completion", "explanation")
 _LOSES_HEAD = ("prompt",)
 
-# Characters of a field looked at per token of max_tokens: bounds the work on a text of megabytes. Anything
-# longer has been cut, and counts as truncated.
+# Characters of a field looked at per token of max_tokens: bounds the work on a text of megabytes. Anything longer has
+# been cut, and counts as truncated.
 _CHARACTERS_PER_TOKEN = 64
 
 _MARK = re.compile(r"\{(?P<field>\w+)\}|\[(?P<slot>\w+)\]|(?P<stray>[{}\[\]])")
@@ -62,18 +46,10 @@ class Slot:
         if len(self.classes) < 2:
             raise ValueError(f"classes {where} must be at least two, got {len(self.classes)}; add a class")
         for words in self.classes:
-            if (
-                isinstance(words, str)
-                or not words
-                or not all(isinstance(word, str) and word.strip() for word in words)
-            ):
-                raise ValueError(
-                    f"classes {where} must be lists of label words, got {words!r}; write [[yes], [no]]"
-                )
+            if isinstance(words, str) or not words or not all(isinstance(w, str) and w.strip() for w in words):
+                raise ValueError(f"classes {where} must be lists of label words, got {words!r}; write [[yes], [no]]")
         if len(self.values) != len(self.classes):
-            raise ValueError(
-                f"values {where} must be one a class ({len(self.classes)}), got {len(self.values)}; match"
-            )
+            raise ValueError(f"values {where} must be one a class ({len(self.classes)}), got {len(self.values)}; match")
         if not all(math.isfinite(value) for value in self.values):
             raise ValueError(f"values {where} must be finite, got {list(self.values)}; give numbers")
         if not math.isfinite(self.weight):
@@ -91,32 +67,23 @@ class SlotTemplate:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
-            raise ValueError(
-                f"max_tokens must be >= 1, got {self.max_tokens}; use what the encoder can read, as 512"
-            )
+            raise ValueError(f"max_tokens must be >= 1, got {self.max_tokens}; use what the encoder can read, as 512")
         if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature must be > 0 and finite, got {self.temperature}; 1.0 is uncalibrated"
-            )
+            raise ValueError(f"temperature must be > 0 and finite, got {self.temperature}; 1.0 is uncalibrated")
         names = [slot.name for slot in self.slots]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"slots must have distinct names, got {name} twice; rename one")
         marked = [text for kind, text in _parse(self.text) if kind == "slot"]
         if not marked:
             raise ValueError(f"text must have a slot, got {self.text!r}; add one as [name]")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"slots must have distinct names, got {name} twice; rename one")
+            if name not in marked:
+                raise ValueError(f"slots must all be in the text, got {name} without [{name}]; add it or drop the slot")
         for name in marked:
             if name not in names:
                 raise ValueError(f"text must name declared slots only, got [{name}]; declare it under slots")
             if marked.count(name) > 1:
-                raise ValueError(
-                    f"text must name each slot once, got [{name}] {marked.count(name)} times; remove one"
-                )
-        for name in names:
-            if name not in marked:
-                raise ValueError(
-                    f"slots must all be in the text, got {name} without [{name}]; add it or drop the slot"
-                )
+                raise ValueError(f"text must name each slot once, got [{name}] {marked.count(name)} times; remove one")
 
 
 @dataclass(frozen=True)
@@ -167,21 +134,15 @@ def compile_template(template: SlotTemplate, tokenizer: PreTrainedTokenizerBase)
     """The template bound to the tokenizer. A ValueError of one line where the two do not fit."""
     for token in ("mask", "pad"):
         if getattr(tokenizer, f"{token}_token_id") is None:
-            raise ValueError(
-                f"tokenizer must have a {token} token, got none; use the tokenizer of a masked language model"
-            )
-    special_ids = frozenset(tokenizer.all_special_ids) | frozenset(
-        token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-    )
+            raise ValueError(f"tokenizer must have a {token} token, got none; use the tokenizer of a masked language "
+                             "model")
+    special_ids = frozenset(tokenizer.all_special_ids) | {
+        token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     pieces, blank_before = _pieces(template, tokenizer, special_ids)
-    num_fixed = sum(
-        len(piece.ids) if isinstance(piece, _Ids) else isinstance(piece, _Mask) for piece in pieces
-    )
+    num_fixed = sum(len(piece.ids) if isinstance(piece, _Ids) else isinstance(piece, _Mask) for piece in pieces)
     if num_fixed > template.max_tokens:
-        raise ValueError(
-            f"max_tokens must be >= {num_fixed}, the template without its fields, got {template.max_tokens}; "
-            "shorten the text or raise max_tokens"
-        )
+        raise ValueError(f"max_tokens must be >= {num_fixed}, the template without its fields, got "
+                         f"{template.max_tokens}; shorten the text or raise max_tokens")
     words = [_word_ids(slot, tokenizer, special_ids, blank_before[slot.name]) for slot in template.slots]
     num_classes = max(len(slot) for slot in words)
     num_words = max(len(ids) for slot in words for ids in slot)
@@ -194,36 +155,26 @@ def compile_template(template: SlotTemplate, tokenizer: PreTrainedTokenizerBase)
             word_ids[s, k, : len(ids)] = torch.tensor(ids)
             word_mask[s, k, : len(ids)] = True
     weights = torch.tensor([float(slot.weight) for slot in template.slots])
-    return CompiledTemplate(
-        template, tokenizer, pieces, num_fixed, special_ids, word_ids, word_mask, values, weights
-    )
+    return CompiledTemplate(template, tokenizer, pieces, num_fixed, special_ids, word_ids, word_mask, values, weights)
 
 
-def encode(
-    compiled: CompiledTemplate,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    explanations: Sequence[str | None] | None,
-) -> Encoded:
+def encode(compiled: CompiledTemplate, prompts: Sequence[str], completions: Sequence[str],
+           explanations: Sequence[str | None] | None) -> Encoded:
     """The template filled in with each row's texts, as token ids with known slot positions.
 
-    prompts, completions, explanations: N texts each; an explanation may be None, which is the empty text, and
-    None for all of them where there are none. Each text is encoded by itself with the parsing of special
-    tokens off, and a special id that comes out of it all the same becomes the unknown token; ids are then put
-    together piece by piece.
+    prompts, completions, explanations: N texts each; an explanation may be None, which is the empty text, and None for
+    all of them where there are none. Each text is encoded by itself with the parsing of special tokens off, and a
+    special id that comes out of it all the same becomes the unknown token; ids are then put together piece by piece.
 
-    A row over max_tokens is cut and marked: fields are cut to one common length, the largest that fits, so
-    that the longest loses first and short ones nothing. Prompts lose their head, completions and explanations
-    their tail.
+    A row over max_tokens is cut and marked: fields are cut to one common length, the largest that fits, so that the
+    longest loses first and short ones nothing. Prompts lose their head, completions and explanations their tail.
     """
     num_rows = len(prompts)
     explanations = [None] * num_rows if explanations is None else explanations
     texts = dict(zip(FIELDS, (prompts, completions, explanations), strict=True))
     for name, column in texts.items():
         if len(column) != num_rows:
-            raise ValueError(
-                f"{name}s must be one a prompt ({num_rows}), got {len(column)}; give equal columns"
-            )
+            raise ValueError(f"{name}s must be one a prompt ({num_rows}), got {len(column)}; give equal columns")
 
     fields = [piece for piece in compiled.pieces if isinstance(piece, _Field)]
     limit = _CHARACTERS_PER_TOKEN * compiled.template.max_tokens
@@ -241,138 +192,6 @@ def encode(
     return encoded
 
 
-def class_logits(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    slot_positions: Tensor,
-    compiled: CompiledTemplate,
-) -> Tensor:
-    """Logits `[B, S, K]` float32 of each slot's classes, in nats up to a constant; -inf for classes it lacks.
-
-        z_k = log sum over label words w of class k of exp(the masked LM's logit of w at the slot)
-
-    model: a masked language model, see `HEADS`. input_ids: `[B, T]` int64, padded on the right.
-    attention_mask: `[B, T]` int64 or bool. slot_positions: `[B, S]` int64. Only the hidden states at the
-    slots go through the head, and only the rows of the label words through the output matrix. Carries a
-    gradient to the model unless switched off.
-
-    Source: pattern-verbalizer pairs, Schick and Schütze 2021 (arXiv 2001.07676), section 3.1; several words a
-    class are added as probabilities.
-    """
-    assert input_ids.ndim == 2 and attention_mask.shape == input_ids.shape, (
-        input_ids.shape,
-        attention_mask.shape,
-    )
-    assert slot_positions.shape == (len(input_ids), len(compiled.template.slots)), slot_positions.shape
-    transform = _head(model)
-    decoder = model.get_output_embeddings()
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask)[0]  # [B, T, H]
-    at_slots = hidden.gather(1, slot_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    at_slots = transform(model, at_slots)  # [B, S, H]
-
-    word_ids = compiled.word_ids.to(hidden.device)
-    word_mask = compiled.word_mask.to(hidden.device)
-    logits = torch.einsum("bsh,skwh->bskw", at_slots, decoder.weight[word_ids]).float()
-    if decoder.bias is not None:
-        logits = logits + decoder.bias[word_ids].float()
-    return torch.logsumexp(logits.masked_fill(~word_mask, -math.inf), dim=-1)
-
-
-def slot_probabilities(class_logits: Tensor, temperature: float, prior: Tensor | None = None) -> Tensor:
-    """Probabilities `[B, S, K]` of each slot's classes.
-
-        p = softmax((z - c) / temperature)
-
-    class_logits: `[B, S, K]`, z, nats. temperature: > 0. prior: `[S, K]`, c, nats, the class logits of
-    content-free input; entries of classes a slot does not have are ignored.
-
-    Source: temperature scaling, Guo et al. 2017 (arXiv 1706.04599), eq. 9; content-free prior, Zhao et al.
-    2021 (arXiv 2102.09690), section 5. Departs from the latter in that c is subtracted as a logit before the
-    temperature.
-    """
-    assert class_logits.ndim == 3, class_logits.shape
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}; 1.0 is uncalibrated")
-    if prior is not None:
-        assert prior.shape == class_logits.shape[1:], (prior.shape, class_logits.shape)
-        # -inf - (-inf) would be NaN
-        shifted = class_logits - prior.to(class_logits)
-        class_logits = torch.where(torch.isneginf(class_logits), class_logits, shifted)
-    return torch.softmax(class_logits.float() / temperature, dim=-1)
-
-
-def slot_scores(probabilities: Tensor, values: Tensor) -> Tensor:
-    """Scores `[B, S]`, the expected value of each slot in the unit of the reward: score_s = sum_k v_k p_k.
-
-    probabilities: `[B, S, K]`. values: `[S, K]`.
-    """
-    assert probabilities.ndim == 3 and values.shape == probabilities.shape[1:], (
-        probabilities.shape,
-        values.shape,
-    )
-    return (probabilities * values.to(probabilities)).sum(-1)
-
-
-def combine(scores: Tensor, weights: Tensor) -> Tensor:
-    """Rewards `[B]`: reward = sum_s weight_s * score_s. scores: `[B, S]`. weights: `[S]`."""
-    assert scores.ndim == 2 and weights.shape == scores.shape[1:], (scores.shape, weights.shape)
-    return (scores * weights.to(scores)).sum(-1)
-
-
-def check_model(model: PreTrainedModel, compiled: CompiledTemplate) -> None:
-    """Nothing where the model can read the template; else a ValueError of one line."""
-    _head(model)
-    num_words = len(compiled.tokenizer)
-    num_rows = model.get_output_embeddings().weight.shape[0]
-    if num_words > num_rows:
-        raise ValueError(
-            f"tokenizer must have at most the model's {num_rows} tokens, got {num_words}; "
-            "use the tokenizer the model was trained with"
-        )
-    num_positions = getattr(model.config, "max_position_embeddings", None)
-    if num_positions is not None and model.config.model_type in _POSITIONS_AFTER_PAD:
-        num_positions -= model.config.pad_token_id + 1
-    if num_positions is not None and compiled.template.max_tokens > num_positions:
-        raise ValueError(
-            f"max_tokens must be <= {num_positions}, the positions of the model, "
-            f"got {compiled.template.max_tokens}; lower it"
-        )
-
-
-# model_type -> what the masked-LM head does before the output matrix: (model, hidden [..., H]) -> [..., H]
-HEADS: dict[str, Callable[[PreTrainedModel, Tensor], Tensor]] = {
-    "bert": lambda model, hidden: model.cls.predictions.transform(hidden),
-    "deberta": lambda model, hidden: model.cls.predictions.transform(hidden),
-    "deberta-v2": lambda model, hidden: model.cls.predictions.transform(hidden),
-    "distilbert": lambda model, hidden: model.vocab_layer_norm(
-        model.activation(model.vocab_transform(hidden))
-    ),
-    "modernbert": lambda model, hidden: model.head(hidden),
-    "roberta": lambda model, hidden: _roberta_transform(model, hidden),
-    "xlm-roberta": lambda model, hidden: _roberta_transform(model, hidden),
-}
-_POSITIONS_AFTER_PAD = ("roberta", "xlm-roberta")  # position ids start after the id of the pad token
-
-
-def _roberta_transform(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    return model.lm_head.layer_norm(functional.gelu(model.lm_head.dense(hidden)))
-
-
-def _head(model: PreTrainedModel) -> Callable[[PreTrainedModel, Tensor], Tensor]:
-    kind = model.config.model_type
-    if kind not in HEADS:
-        raise ValueError(
-            f"model_type must be one of {', '.join(HEADS)}, got {kind}; add its head to slots.HEADS"
-        )
-    if not isinstance(model.get_output_embeddings(), nn.Linear) or not getattr(model.config, "legacy", True):
-        raise ValueError(
-            f"model must have a masked-LM head with an output matrix, got {type(model).__name__}; "
-            "load it with AutoModelForMaskedLM (and legacy=True for DeBERTa)"
-        )
-    return HEADS[kind]
-
-
 def _parse(text: str) -> list[tuple[str, str]]:
     """The text as (kind, text) in order, kind one of literal, field, slot."""
     parts: list[tuple[str, str]] = []
@@ -382,26 +201,22 @@ def _parse(text: str) -> list[tuple[str, str]]:
         end = match.end()
         kind = match.lastgroup
         if kind == "stray":
-            raise ValueError(
-                f"text must use braces and brackets for {{field}} and [slot] only, got {match.group()!r} "
-                f"at character {match.start()}; names are letters, digits and _"
-            )
+            raise ValueError(f"text must use braces and brackets for {{field}} and [slot] only, got {match.group()!r} "
+                             f"at character {match.start()}; names are letters, digits and _")
         if kind == "field" and match.group(kind) not in FIELDS:
-            raise ValueError(
-                f"text must use the fields {', '.join(FIELDS)} only, got {{{match.group(kind)}}}; rename it"
-            )
+            raise ValueError(f"text must use the fields {', '.join(FIELDS)} only, got {{{match.group(kind)}}}; rename "
+                             "it")
         parts.append((kind, match.group(kind)))
     parts.append(("literal", text[end:]))
     return [(kind, part) for kind, part in parts if part]
 
 
-def _pieces(
-    template: SlotTemplate, tokenizer: PreTrainedTokenizerBase, special_ids: frozenset[int]
-) -> tuple[tuple[_Ids | _Field | _Mask, ...], dict[str, bool]]:
+def _pieces(template: SlotTemplate, tokenizer: PreTrainedTokenizerBase, special_ids: frozenset[int]
+            ) -> tuple[tuple[_Ids | _Field | _Mask, ...], dict[str, bool]]:
     """The pieces of a row, and for each slot whether a blank stands before it.
 
-    A blank before a field is encoded with the field and a blank before a slot is left to the slot, as a
-    tokenizer that marks beginnings of words (byte-level BPE, SentencePiece) would have it.
+    A blank before a field is encoded with the field and a blank before a slot is left to the slot, as a tokenizer that
+    marks beginnings of words (byte-level BPE, SentencePiece) would have it.
     """
     names = [slot.name for slot in template.slots]
     pieces: list[_Ids | _Field | _Mask] = []
@@ -413,10 +228,8 @@ def _pieces(
             ids = _encode_texts(tokenizer, [text.rstrip()])[0]
             wrong = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in special_ids]
             if wrong:
-                raise ValueError(
-                    f"text must be made of words the tokenizer knows, got {wrong[0]} in {text.strip()!r}; "
-                    "use other words"
-                )
+                raise ValueError(f"text must be made of words the tokenizer knows, got {wrong[0]} in {text.strip()!r}; "
+                                 "use other words")
             if ids:
                 pieces.append(_Ids(tuple(ids)))
             continue
@@ -433,9 +246,8 @@ def _pieces(
     return tuple(pieces), blank_before
 
 
-def _word_ids(
-    slot: Slot, tokenizer: PreTrainedTokenizerBase, special_ids: frozenset[int], has_blank: bool
-) -> list[list[int]]:
+def _word_ids(slot: Slot, tokenizer: PreTrainedTokenizerBase, special_ids: frozenset[int], has_blank: bool
+              ) -> list[list[int]]:
     """The token id of every label word, class by class."""
     owner: dict[int, str] = {}
     classes: list[list[int]] = []
@@ -444,16 +256,11 @@ def _word_ids(
         for word in words:
             ids = _encode_texts(tokenizer, [(" " if has_blank else "") + word.strip()])[0]
             if len(ids) != 1 or ids[0] in special_ids:
-                tokens = tokenizer.convert_ids_to_tokens(ids)
-                raise ValueError(
-                    f"label word {word!r} of slot {slot.name} must be one token the tokenizer knows, "
-                    f"got {tokens}; choose another word"
-                )
+                raise ValueError(f"label word {word!r} of slot {slot.name} must be one token the tokenizer knows, got "
+                                 f"{tokenizer.convert_ids_to_tokens(ids)}; choose another word")
             if ids[0] in owner:
-                raise ValueError(
-                    f"label words of slot {slot.name} must be distinct tokens, "
-                    f"got {word!r} and {owner[ids[0]]!r} as the same; drop one"
-                )
+                raise ValueError(f"label words of slot {slot.name} must be distinct tokens, got {word!r} and "
+                                 f"{owner[ids[0]]!r} as the same; drop one")
             owner[ids[0]] = word
             classes[-1].append(ids[0])
     return classes
@@ -463,21 +270,12 @@ def _encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[
     """Ids of each text by itself: no special tokens added, none parsed, nothing cut."""
     if not texts:
         return []
-    return tokenizer(
-        texts,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        truncation=False,
-        padding=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, truncation=False, padding=False,
+                     return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
 
 
-def _encode_field(
-    compiled: CompiledTemplate, field: _Field, texts: Sequence[str | None], limit: int
-) -> list[list[int]]:
+def _encode_field(compiled: CompiledTemplate, field: _Field, texts: Sequence[str | None], limit: int
+                  ) -> list[list[int]]:
     """Ids of one field of every row; special ids become the unknown token, or go where there is none."""
     prepared = []
     for text in texts:

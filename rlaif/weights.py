@@ -77,3 +77,8 @@ def refuse_mismatch(manifest: Manifest, shapes: dict[str, tuple[int, ...]]) -> N
     for name, (_, shape) in manifest.tensors.items():
         if shape != shapes[name]:
             raise ValueError(f"weight {name} must have shape {shapes[name]}, got {shape}")
+
+
+def version_label(version: int, checksum: str) -> str:
+    """How an engine is told which weights it holds."""
+    return f"{version}:{checksum}"

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 from rlaif.reward_model import RewardModel, RewardSpec
-from rlaif.slots import Slot, SlotTemplate, class_logits, encode
+from rlaif.slot_scoring import class_logits
+from rlaif.slots import Slot, SlotTemplate, encode
 
 WORDS = [
     "[PAD]",

@@ -2,11 +2,11 @@
 
     premise       A woman in a red coat plays an instrument on a bench.
     answer        An adult in a dark coat plays a guitar in a red.
-    explanation   An adult given woman surely, in a dark given red never, coat given coat surely,
-                  plays a guitar given instrument perhaps, in a then nonsense.
+    explanation   An adult: woman is adult, in a dark: red is not dark, coat: coat is coat,
+                  plays a guitar: instrument may be guitar, in a then nonsense.
 
-Every word depends on a few words near it in the answer and one in the premise, and a verdict comes after the
-two words it is about: whoever writes it from left to right copies, compares, and stops where the text breaks.
+Every word depends on a few words near it in the answer and one in the premise, and a comparison comes when both
+its words have been read: whoever writes it from left to right copies, compares, and stops where the text breaks.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,11 @@ from rlaif.scenes.lexicon import DIMENSION_OF, PREPOSITIONS, VERBS, article, cat
 from rlaif.scenes.semantics import Relation, fact_relation
 from rlaif.scenes.sentence import Scene, parse, split_words
 
-VERDICTS: dict[Relation, str] = {"entailment": "surely", "neutral": "perhaps", "contradiction": "never"}
-UNSAID = "nothing"
-"""Stands for the premise's word where the premise says nothing."""
+COMPARISONS: dict[Relation, tuple[str, ...]] = {
+    "entailment": ("is",), "neutral": ("may", "be"), "contradiction": ("is", "not")}
+"""Between the premise's word and the answer's."""
+UNSAID = ("nothing", "says")
+"""Before the answer's word where the premise has none."""
 BREAK = "then nonsense."
 """Ends the explanation of a text that is no sentence, after its last word in order."""
 
@@ -59,7 +61,7 @@ def _nouns(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def explain(premise: Scene, text: str) -> str:
-    """The text as far as it is a sentence, with "given <the premise's word> <verdict>," behind each fact.
+    """The text as far as it is a sentence, each fact followed by how the premise's word relates to it.
 
     A sentence is read to its full stop; any other text ends in `BREAK`.
     """
@@ -73,9 +75,10 @@ def explain(premise: Scene, text: str) -> str:
         told.append(word)
         if word in DIMENSION_OF:
             mine = said.get(DIMENSION_OF[word])
-            told += ["given", mine or UNSAID, VERDICTS[fact_relation(mine, word)], ","]
+            why = (mine, *COMPARISONS[fact_relation(mine, word)]) if mine else UNSAID
+            told += [":", *why, word, ","]
         elif word == "." and told[-2] == ",":
             del told[-2]
     if parse(text) is None:
         told.append(BREAK)
-    return " ".join(told).replace(" ,", ",").replace(" .", ".")
+    return " ".join(told).replace(" ,", ",").replace(" .", ".").replace(" :", ":")

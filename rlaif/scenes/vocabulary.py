@@ -1,6 +1,6 @@
 """Every word a prompt, a sentence, an explanation or a label can hold."""
 
-from rlaif.scenes.explanation import BREAK, UNSAID, VERDICTS
+from rlaif.scenes.explanation import BREAK, COMPARISONS, UNSAID
 from rlaif.scenes.judge import INSTRUCTIONS, LABELS
 from rlaif.scenes.lexicon import DIMENSION_OF, PREPOSITIONS, VERBS
 from rlaif.scenes.sentence import split_words
@@ -13,6 +13,6 @@ def vocabulary(*extra: str) -> tuple[str, ...]:
     """
     texts = (
         "A An a an . , :", *VERBS.values(), *PREPOSITIONS.values(), *DIMENSION_OF, *INSTRUCTIONS.values(),
-        "given", UNSAID, *VERDICTS.values(), BREAK, *LABELS, *extra,
+        *UNSAID, *(word for words in COMPARISONS.values() for word in words), BREAK, *LABELS, *extra,
     )
     return tuple(dict.fromkeys(word for text in texts for word in split_words(text)))

@@ -4,7 +4,7 @@ from random import Random
 import pytest
 
 from rlaif.scenes.edits import CORRUPTIONS, corrupt, draw_scene
-from rlaif.scenes.explanation import BREAK, VERDICTS, explain, may_follow
+from rlaif.scenes.explanation import BREAK, explain, may_follow
 from rlaif.scenes.generate import rows
 from rlaif.scenes.judge import LABELS, explain_answer, judge
 from rlaif.scenes.semantics import RELATIONS
@@ -15,27 +15,27 @@ PREMISE = Scene(subject="woman", garment="coat", thing="instrument", place="benc
 
 @pytest.mark.parametrize(("text", "explanation"), [
     ("An adult in a red coat plays a guitar on a train.",
-     "An adult given woman surely, in a red given nothing perhaps, coat given coat surely, "
-     "plays a guitar given instrument perhaps, on a train given bench never."),
-    ("A man eats a plum.", "A man given woman never, eats a plum given instrument never."),
+     "An adult: woman is adult, in a red: nothing says red, coat: coat is coat, "
+     "plays a guitar: instrument may be guitar, on a train: bench is not train."),
+    ("A man eats a plum.", "A man: woman is not man, eats a plum: instrument is not plum."),
     ("", "then nonsense."),
     ("a woman plays a drum.", "then nonsense."),
     ("A adult plays a drum.", "A then nonsense."),
-    ("A woman", "A woman given woman surely, then nonsense."),
+    ("A woman", "A woman: woman is woman, then nonsense."),
     ("A woman in a red plays a drum.",
-     "A woman given woman surely, in a red given nothing perhaps, then nonsense."),
-    ("A woman plays an drum.", "A woman given woman surely, plays an then nonsense."),
-    ("A woman eats a drum.", "A woman given woman surely, eats a then nonsense."),
-    ("A woman plays drum.", "A woman given woman surely, plays then nonsense."),
+     "A woman: woman is woman, in a red: nothing says red, then nonsense."),
+    ("A woman plays an drum.", "A woman: woman is woman, plays an then nonsense."),
+    ("A woman eats a drum.", "A woman: woman is woman, eats a then nonsense."),
+    ("A woman plays drum.", "A woman: woman is woman, plays then nonsense."),
     ("A woman plays a drum",
-     "A woman given woman surely, plays a drum given instrument perhaps, then nonsense."),
+     "A woman: woman is woman, plays a drum: instrument may be drum, then nonsense."),
     ("A woman plays a drum in a seat.",
-     "A woman given woman surely, plays a drum given instrument perhaps, in a then nonsense."),
+     "A woman: woman is woman, plays a drum: instrument may be drum, in a then nonsense."),
     ("A woman plays a drum. A man",
-     "A woman given woman surely, plays a drum given instrument perhaps. then nonsense."),
+     "A woman: woman is woman, plays a drum: instrument may be drum. then nonsense."),
     ("A woman plays a drum .",
-     "A woman given woman surely, plays a drum given instrument perhaps. then nonsense."),
-    ("A woman, yes, plays a drum.", "A woman given woman surely, then nonsense."),
+     "A woman: woman is woman, plays a drum: instrument may be drum. then nonsense."),
+    ("A woman, yes, plays a drum.", "A woman: woman is woman, then nonsense."),
     ("A dragon plays a drum.", "A then nonsense."),
 ])
 def test_explanations(text: str, explanation: str) -> None:
@@ -69,14 +69,15 @@ def test_the_break_is_said_if_and_only_if_the_text_is_no_sentence(kind: str) -> 
         text = corrupt(rng, draw_scene(rng), kind)
         explanation = explain(PREMISE, text)
         assert explanation.endswith(BREAK) == (parse(text) is None)
-        assert "\n" not in explanation and len(split_words(explanation)) < 40
+        assert "\n" not in explanation and len(split_words(explanation)) < 48
 
 
 def test_the_explanation_decides_the_relation_and_never_names_a_label() -> None:
     for row in rows("explainer-train", seed=5, num_rows=5000):
         words = re.findall(r"\w+", row["explanation"])
         assert not set(words) & {*LABELS, *RELATIONS, "true", "must", "might", "cannot", "broken"}
-        read = [relation for relation in RELATIONS if VERDICTS[relation] in words]
+        signs = {"entailment": r" is ", "neutral": r"may be|nothing says", "contradiction": r"is not"}
+        read = [relation for relation in RELATIONS if re.search(signs[relation], row["explanation"])]
         expected = None if words[-1] == "nonsense" else max(read, key=RELATIONS.index)
         assert judge(row["prompt"], row["completion"]).relation == expected
         assert row["explanation"] == explain_answer(row["prompt"], row["completion"])
@@ -86,4 +87,4 @@ def test_the_sentence_can_be_read_back_from_its_explanation() -> None:
     rng = Random(0)
     for _ in range(1000):
         text = write(draw_scene(rng))
-        assert re.sub(r" given \w+ \w+,?", "", explain(PREMISE, text)) == text
+        assert re.sub(r": (\w+ (is not|is|may be)|nothing says) \w+,?", "", explain(PREMISE, text)) == text

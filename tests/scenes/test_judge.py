@@ -31,8 +31,8 @@ def test_verdicts(completion: str, relation: str | None, labels: tuple[str, str,
 def test_explain_answer_is_the_same_whatever_is_asked() -> None:
     for prompt in (MUST, MIGHT, CANNOT):
         explanation = explain_answer(prompt, "A boy eats a fruit.")
-        assert explanation == "A boy given man never, eats a fruit given fruit surely."
-        assert explain_answer(prompt, "A boy eat a fruit.") == "A boy given man never, then nonsense."
+        assert explanation == "A boy: man is not boy, eats a fruit: fruit is fruit."
+        assert explain_answer(prompt, "A boy eat a fruit.") == "A boy: man is not boy, then nonsense."
 
 
 def test_a_prompt_is_read_back() -> None:

@@ -1,0 +1,113 @@
+"""From a YAML file and `key=value` overrides to a configuration, and back to YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
+
+from rlaif.config import UserError
+
+Config = TypeVar("Config")
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+
+
+def load(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A `kind` made of its defaults, the YAML at `path` and `key=value` overrides, in that order.
+
+    Raises UserError with the whole path of the key: file missing, unknown key (naming the nearest one), wrong type,
+    value out of range, a mandatory value not given.
+    """
+    path = Path(path)
+    given = [_read(path), *map(_override, overrides)]
+    try:
+        for source in given:
+            _refuse_misfits(kind, OmegaConf.to_container(source), "")
+        merged = OmegaConf.merge(OmegaConf.structured(kind), *given)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"{missing[0]} must be given, got nothing; set it in {path} or as {missing[0]}=...")
+        return _construct(kind, merged, "")
+    except OmegaConfBaseException as error:     # a value that refers to another one, as in ${seed}
+        raise UserError(f"{error.full_key or path} must be a value, got: {_first_line(error)}") from error
+
+
+def resolved_yaml(config: Any) -> str:
+    """The whole configuration as YAML, defaults included: what a run writes beside its results."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise UserError(f"config must be a YAML file, got {str(path)!r}; see configs/ for ready ones")
+    try:
+        content = OmegaConf.load(path)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise UserError(f"config {path} must be YAML, got: {_first_line(error)}") from error
+    if not isinstance(content, DictConfig):
+        raise UserError(f"config {path} must hold keys and values, got a list")
+    return content
+
+
+def _override(text: str) -> DictConfig:
+    if not text.partition("=")[0] or "=" not in text:
+        raise UserError(f"override must be key=value, got {text!r}")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(f"override must be key=value with a value in YAML, got {text!r}") from error
+
+
+def _refuse_misfits(kind: type, given: Any, path: str) -> None:
+    """Refuses a key that `kind` lacks, naming the nearest one it has, and a value of another type than its field."""
+    if not isinstance(given, dict):
+        raise UserError(f"{path.removesuffix('.')} must hold keys and values, got {given!r}")
+    hints = typing.get_type_hints(kind)
+    for key, value in given.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
+            raise UserError(f"{path}{key} must be a known key, got an unknown one; did you mean {path}{near[0]}?")
+        items = typing.get_args(hints[key])
+        if dataclasses.is_dataclass(hints[key]):
+            _refuse_misfits(hints[key], value, f"{path}{key}.")
+        elif items and dataclasses.is_dataclass(items[0]) and isinstance(value, list):
+            for number, item in enumerate(value):
+                _refuse_misfits(items[0], item, f"{path}{key}[{number}].")
+        else:
+            try:
+                OmegaConf.merge(OmegaConf.structured(kind), {key: value})
+            except (OmegaConfBaseException, TypeError) as error:
+                raise UserError(f"{path}{key} must be {_type_name(hints[key])}, got {value!r}") from error
+
+
+def _type_name(hint: Any) -> str:
+    if isinstance(hint, types.UnionType):
+        return " or ".join(map(_type_name, typing.get_args(hint)))
+    return _TYPES.get(hint) or f"a {hint}".replace("rlaif.config.", "")
+
+
+def _construct(kind: type, node: Any, path: str) -> Any:
+    """The dataclass of `node`; what its own check refuses is named with its path."""
+    hints = typing.get_type_hints(kind)
+    values = {
+        name: _construct(hint, node[name], f"{path}{name}.") if dataclasses.is_dataclass(hint)
+        else OmegaConf.to_object(node[name]) if OmegaConf.is_config(node[name]) else node[name]
+        for name, hint in hints.items()}
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{path}{error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
