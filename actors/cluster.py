@@ -45,8 +45,9 @@ def connect() -> str:
         except Exception as error:
             if "uthenticat" not in str(error):
                 raise
-            raise UserError(f"{AUTH_MODE} must be the mode that the running Ray cluster was started with, got "
-                            f"{os.environ.get(AUTH_MODE, 'nothing')!r}; export the same {AUTH_MODE} for both") from error
+            mine = os.environ.get(AUTH_MODE, "nothing")
+            raise UserError(f"{AUTH_MODE} must be the mode that the running cluster was started with, got {mine!r}; "
+                            f"export the same {AUTH_MODE} for both") from error
     ray.init(include_dashboard=False, **options)
     return "started Ray on this machine"
 

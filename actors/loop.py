@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,19 @@ STAGES = ("rollout", "explain", "score", "learn", "sync")
 
 
 async def train(config: TrainConfig, fleet: Fleet, rows: Sequence[dict], test_rows: Sequence[dict],
-                reward: RewardSpec, report: Report, watch: Stopwatch) -> dict[str, Any]:
-    """Trains the policy for `config.steps` steps on `rows`; returns what summary.json says of the run's figures."""
+                reward: RewardSpec, report: Report, watch: Stopwatch, driver_clock: Callable[[], float]
+                ) -> dict[str, Any]:
+    """Trains the policy for `config.steps` steps on `rows`; returns what summary.json says of the run's figures.
+
+    `driver_clock` tells the CPU seconds that this process has spent so far.
+    """
     checksum = await fleet.sync(0)
     test = in_order(test_rows)
     before = await evaluate(fleet, test, config.seed, "before", report, watch)
     stream = PromptStream(rows, config.seed)
     gap, step_values, began = 0.0, {}, time.perf_counter()
     for step in range(1, config.steps + 1):
-        started, driver = time.perf_counter(), time.thread_time()
+        started, driver = time.perf_counter(), driver_clock()
         prompts = stream.next(config.rollout.groups_per_step)
         done = await walk(fleet, prompts, group_size=config.rollout.group_size, seed=config.seed)
         learned, learn_s = await _learn(fleet, done, config.algorithm.advantage)
@@ -44,7 +48,7 @@ async def train(config: TrainConfig, fleet: Fleet, rows: Sequence[dict], test_ro
         seconds = {f"{stage}_s": clock.seconds for stage, clock in done.clocks.items()} | {
             "learn_s": learn_s, "sync_s": time.perf_counter() - sync_started}
         step_values = _summary_values(done.summary) | values(done.metrics) | learned | seconds | {
-            "step_s": time.perf_counter() - started, "driver_s": time.thread_time() - driver,
+            "step_s": time.perf_counter() - started, "driver_s": driver_clock() - driver,
             "policy_version": step, "checksum": checksum}
         gap = max(gap, step_values["max_logprob_gap"])
         for stage in STAGES:

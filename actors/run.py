@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Awaitable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
 from actors.cluster import connect
 from actors.fleet import Fleet, roles
+from actors.gang import Gang
 from actors.loop import export_folder, train
 from actors.placement import refuse_too_large
 from rlaif.config import TrainConfig
 from rlaif.memory import PeakMemory
-from rlaif.preflight import check_train
+from rlaif.preflight import Checked, check_train
 from rlaif.report import Report, Stopwatch, write_json
 from rlaif.run_folder import claim, finish, refuse_other_run
 from rlaif.versions import versions
-
-Result = TypeVar("Result")
 
 
 def run_training(config: TrainConfig) -> None:
@@ -39,7 +38,7 @@ def run_training(config: TrainConfig) -> None:
         report = Report(config.output_dir)
         report.say(f"{where}; results go to {Path(config.output_dir).resolve()}")
         with PeakMemory() as memory:
-            figures = asyncio.run(_train(config, checked, report, watch))
+            figures = asyncio.run(_train(config, checked, report, watch, lambda: time.process_time() - memory.cpu_s))
         summary = _summary(config, figures, watch, memory.peak_gb)
         write_json(Path(config.output_dir) / "summary.json", summary)
         report.say(f"policy: {export_folder(config.output_dir)}   summary: {config.output_dir}/summary.json   "
@@ -50,7 +49,8 @@ def run_training(config: TrainConfig) -> None:
         ray.shutdown()
 
 
-async def _train(config: TrainConfig, checked: Any, report: Report, watch: Stopwatch) -> dict[str, Any]:
+async def _train(config: TrainConfig, checked: Checked, report: Report, watch: Stopwatch,
+                 driver_clock: Callable[[], float]) -> dict[str, Any]:
     started = time.perf_counter()
     fleet = Fleet(config, checked.explainer)
     try:
@@ -58,19 +58,19 @@ async def _train(config: TrainConfig, checked: Any, report: Report, watch: Stopw
         watch.add("start", time.perf_counter() - started)
         counts = ", ".join(f"{role.num_actors} {name}" for name, role in roles(config).items())
         report.say(f"all actors ready in {watch.seconds['start']:.1f} s: {counts}")
-        figures = await train(config, fleet, checked.train_rows, checked.test_rows, checked.reward, report, watch)
-        await export(fleet.learners.save, export_folder(config.output_dir))
+        figures = await train(config, fleet, checked.train_rows, checked.test_rows, checked.reward, report, watch,
+                              driver_clock)
+        await export(fleet.learners, export_folder(config.output_dir))
         return figures
     finally:
         fleet.stop()
 
 
-async def export(save: Any, folder: str) -> None:
+async def export(learners: Gang, folder: str) -> None:
     """Saves a model folder anew, in place of what an unfinished run may have left."""
     for leftover in (folder, folder + ".partial"):
         shutil.rmtree(leftover, ignore_errors=True)
-    result: Awaitable = save(folder)
-    await result
+    await learners.save(folder)
 
 
 def _summary(config: TrainConfig, figures: dict[str, Any], watch: Stopwatch, peak_gb: float) -> dict[str, Any]:

@@ -70,9 +70,12 @@ def run_reward_training(config: RewardTrainConfig) -> None:
     refuse_incomplete(config.explainer.model, "explainer.model")
     check_template(config.explainer.template, "explainer.template")
     check_context(config.explainer.model, config.explainer.engine.max_model_len, "explainer.engine.max_model_len")
-    if config.slot_model.model is not None:
+    if config.slot_model.model is None:
+        words = word_tokenizer(_slot_texts({}, template), masked=True)
+    else:
         refuse_incomplete(config.slot_model.model, "slot_model.model")
-        compile_template(template, load_tokenizer(config.slot_model.model))
+        words = load_tokenizer(config.slot_model.model)
+    compile_template(template, words)
     rows, labels = {}, {}
     for split in ("train", "dev"):
         key = f"data.{split}"
@@ -106,8 +109,11 @@ def slot_template(config: RewardTrainConfig) -> SlotTemplate:
     if len(config.template.slots) > 1:
         raise UserError(f"template.slots must be one slot for {config.label_column!r}, got "
                         f"{len(config.template.slots)}")
-    slots = [Slot(slot.name, slot.classes, slot.values, slot.weight) for slot in config.template.slots]
-    return SlotTemplate(config.template.text, slots, config.template.max_tokens)
+    try:
+        slots = [Slot(slot.name, slot.classes, slot.values, slot.weight) for slot in config.template.slots]
+        return SlotTemplate(config.template.text, slots, config.template.max_tokens)
+    except ValueError as error:
+        raise UserError(f"{error} (under template)") from error
 
 
 @contextlib.contextmanager

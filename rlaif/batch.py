@@ -115,10 +115,19 @@ def _check_nulls(field: pa.Field, column: pa.ChunkedArray) -> None:
     if not field.nullable and column.null_count:
         row = column.is_null().to_pylist().index(True)
         raise ValueError(f"column {field.name} must not hold null, got null in row {row}")
-    if pa.types.is_list(field.type):
-        for chunk in column.chunks:
-            if chunk.flatten().null_count:
-                raise ValueError(f"column {field.name} must not hold null inside a list")
+    if pa.types.is_list(field.type) or pa.types.is_map(field.type):
+        for row, entries in enumerate(column.to_pylist() if _has_inner_null(column) else ()):
+            if entries and any(entry is None or (isinstance(entry, tuple) and None in entry) for entry in entries):
+                raise ValueError(f"column {field.name} must not hold null inside a list, got {entries} in row {row}")
+
+
+def _has_inner_null(column: pa.ChunkedArray) -> bool:
+    if pa.types.is_list(column.type):
+        return any(chunk.flatten().null_count for chunk in column.chunks)
+    # items is of the whole array that a slice is part of.
+    spans = [(chunk.items, chunk.offsets) for chunk in column.chunks]
+    return any(items.slice(offsets[0].as_py(), offsets[-1].as_py() - offsets[0].as_py()).null_count
+               for items, offsets in spans)
 
 
 def _check_token_lengths(table: pa.Table) -> None:

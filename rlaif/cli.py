@@ -9,6 +9,9 @@ import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
+from huggingface_hub.utils import logging as hub_logging
+from transformers.utils import logging as transformers_logging
+
 from rlaif.config_file import load
 
 Config = TypeVar("Config")
@@ -28,7 +31,9 @@ def main(kind: type[Config], description: str, body: Callable[[Config], None]) -
     try:
         body(load(kind, arguments.config, arguments.overrides))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Raised in an actor, it arrives with the actor's traceback around it; Ray's log files keep that.
+        error = getattr(error, "cause", None) or error
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 
@@ -39,3 +44,6 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     warnings.filterwarnings("ignore")
+    # These two have read the environment already: they were imported by now.
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()

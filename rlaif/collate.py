@@ -29,18 +29,28 @@ class Sequences:
         return self.input_ids[:, 1:]
 
 
-def sequences(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> Sequences:
-    """`Sequences` of prompts and completions (both non-empty). Masks come from the lengths, never from pad ids."""
-    assert all(prompts) and len(prompts) == len(completions)
-    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-    shape = len(prompts), max(lengths)
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """`rows` of token ids as input_ids and attention_mask, both `[B, L]` int64, L the longest row's length.
+
+    On the right whatever the tokenizer's own side is: positions in a row keep their meaning.
+    """
+    shape = len(rows), max(map(len, rows))
     input_ids = torch.full(shape, pad_id, dtype=torch.int64)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
-    completion_mask = torch.zeros((shape[0], shape[1] - 1), dtype=torch.bool)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        input_ids[row, : lengths[row]] = torch.tensor([*prompt, *completion])
-        attention_mask[row, : lengths[row]] = 1
-        completion_mask[row, len(prompt) - 1 : lengths[row] - 1] = True
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        attention_mask[number, : len(row)] = 1
+    return input_ids, attention_mask
+
+
+def sequences(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> Sequences:
+    """`Sequences` of non-empty prompts and their completions. Masks come from the lengths, never from pad ids."""
+    assert all(prompts), "a prompt must have tokens: the first token of a completion is predicted by its last"
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    input_ids, attention_mask = pad_right(rows, pad_id)
+    completion_mask = torch.zeros((len(rows), input_ids.shape[1] - 1), dtype=torch.bool)
+    for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        completion_mask[number, len(prompt) - 1 : len(row) - 1] = True
     return Sequences(input_ids, attention_mask, completion_mask)
 
 

@@ -94,6 +94,12 @@ class EngineConfig:
                  self.gpu_memory_utilization)
 
 
+def _fits(config: Any) -> None:
+    """What is written must leave room for what it answers to."""
+    room = config.engine.max_model_len
+    _require(config.max_tokens < room, "max_tokens", f"below engine.max_model_len {room}", config.max_tokens)
+
+
 @dataclass
 class RolloutConfig:
     """What the policy writes in a step: groups_per_step prompts, group_size completions each."""
@@ -106,6 +112,7 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "groups_per_step", "group_size", "max_tokens", "temperature")
+        _fits(self)
 
 
 @dataclass
@@ -122,6 +129,7 @@ class ExplainerConfig:
     def __post_init__(self) -> None:
         _positive(self, "max_tokens")
         _not_negative(self, "temperature")
+        _fits(self)
 
 
 @dataclass
@@ -318,6 +326,12 @@ class SupervisedDataConfig:
         _rows(self, "num_train", "num_dev")
 
 
+def _fits_scratch(model: ModelConfig, where: str, max_tokens: int, name: str) -> None:
+    room = model.scratch.max_positions
+    _require(model.model is not None or max_tokens <= room, name, f"at most {where}.scratch.max_positions {room}",
+             max_tokens)
+
+
 @dataclass
 class SftConfig:
     """launch/sft.py: supervised training of a policy or an explainer."""
@@ -338,6 +352,7 @@ class SftConfig:
     def __post_init__(self) -> None:
         _not_negative(self, "seed")
         _positive(self, "steps", "batch_size", "log_every", "max_tokens")
+        _fits_scratch(self.policy, "policy", self.max_tokens, "max_tokens")
 
 
 @dataclass
@@ -375,6 +390,7 @@ class ExplainerSourceConfig:
     def __post_init__(self) -> None:
         _positive(self, "max_tokens", "num_actors", "num_cpus", "num_threads")
         _not_negative(self, "num_gpus")
+        _fits(self)
 
 
 @dataclass
@@ -397,3 +413,4 @@ class RewardTrainConfig:
     def __post_init__(self) -> None:
         _not_negative(self, "seed")
         _positive(self, "steps", "batch_size", "log_every")
+        _fits_scratch(self.slot_model, "slot_model", self.template.max_tokens, "template.max_tokens")

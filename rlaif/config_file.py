@@ -63,7 +63,8 @@ def _override(text: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([text])
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError(f"override must be key=value with a value in YAML, got {text!r}") from error
+        raise UserError(f"override must be key=value with a value in YAML, got {text!r}; put a text with braces or "
+                        "colons in quotes of its own") from error
 
 
 def _refuse_misfits(kind: type, given: Any, path: str) -> None:
@@ -76,6 +77,9 @@ def _refuse_misfits(kind: type, given: Any, path: str) -> None:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
             raise UserError(f"{path}{key} must be a known key, got an unknown one; did you mean {path}{near[0]}?")
         items = typing.get_args(hints[key])
+        if "str" in str(hints[key]) and _has_bool(value):   # which OmegaConf would turn into "True"
+            raise UserError(f"{path}{key} must be {_type_name(hints[key])}, got {value!r}; put words such as yes and "
+                            "no in quotes")
         if dataclasses.is_dataclass(hints[key]):
             _refuse_misfits(hints[key], value, f"{path}{key}.")
         elif items and dataclasses.is_dataclass(items[0]) and isinstance(value, list):
@@ -86,6 +90,10 @@ def _refuse_misfits(kind: type, given: Any, path: str) -> None:
                 OmegaConf.merge(OmegaConf.structured(kind), {key: value})
             except (OmegaConfBaseException, TypeError) as error:
                 raise UserError(f"{path}{key} must be {_type_name(hints[key])}, got {value!r}") from error
+
+
+def _has_bool(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list) and any(map(_has_bool, value)))
 
 
 def _type_name(hint: Any) -> str:

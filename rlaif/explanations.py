@@ -10,17 +10,19 @@ FIELDS = ("prompt", "completion", "principles")
 
 
 def check_template(template: str, key: str) -> None:
-    """Raises UserError unless `template` has {prompt} and {completion} and no unknown field."""
+    """Raises UserError unless `template` has {prompt} and {completion}, plain, and no unknown field."""
     try:
-        found = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise UserError(f"{key} must be a template, got {template!r}: {error}") from error
+    found = {name for name, _, _ in parts}
     for name in ("prompt", "completion"):
         if name not in found:
             raise UserError(f"{key} must have the field {{{name}}}, got {template!r}")
-    unknown = sorted(found - set(FIELDS))
-    if unknown:
-        raise UserError(f"{key} must use the fields {', '.join(FIELDS)} only, got {{{unknown[0]}}}")
+    for name, spec, conversion in parts:
+        if name not in FIELDS or spec or conversion:
+            given = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise UserError(f"{key} must use the fields {', '.join(FIELDS)} only, got {{{given}}}")
 
 
 def explanation_prompt(template: str, prompt: str, completion: str, principles: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import psutil
 
@@ -15,6 +16,7 @@ class PeakMemory:
 
     def __init__(self, interval_s: float = 3.0) -> None:
         self.peak_gb = 0.0
+        self.cpu_s = 0.0    # what the sampling itself has cost this process
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, args=(interval_s,), daemon=True)
 
@@ -29,13 +31,14 @@ class PeakMemory:
     def _sample(self, interval_s: float) -> None:
         while True:
             self.peak_gb = max(self.peak_gb, _total_bytes() / 1e9)
+            self.cpu_s = time.thread_time()
             if self._stop.wait(interval_s):
                 return
 
 
 def _total_bytes() -> int:
     own = psutil.Process()
-    processes = {process.pid: process for process in (own, *own.children(recursive=True))}
+    processes = {process.pid: process for process in (own, *_children(own))}
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
         if line and (line[0].startswith("ray::") or line[0].endswith(("/raylet", "/gcs_server"))):

@@ -5,7 +5,8 @@ Only safetensors are read, and code that comes with a checkpoint is never run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def word_tokenizer(texts: Iterable[str], *, masked: bool) -> PreTrainedTokenizer
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^\w\s]"), behavior="isolated")])
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    tokenizer.decoder = decoders.Sequence([decoders.WordPiece(prefix="##", cleanup=True), decoders.Replace(" :", ":")])
     tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special, vocab_size=1 << 16))
     if masked:
         ids = [(token, tokenizer.token_to_id(token)) for token in (CLS, SEP)]
@@ -77,11 +78,14 @@ def scratch_masked_lm(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase,
 
 
 def refuse_incomplete(model: str, what: str) -> None:
-    """Raises UserError if `model` is a folder that lacks configuration, weights or tokenizer, or no folder at all."""
+    """Raises UserError if `model` is a folder that lacks configuration, weights or tokenizer, or no folder at all.
+
+    A name as on the Hugging Face hub passes: it is looked up when something of it is loaded.
+    """
     folder = Path(model)
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists()
     if not folder.is_dir():
-        if looks_local:
+        is_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or ("/" in model and folder.parent.is_dir())
+        if is_path:
             raise UserError(f"{what} must be a model folder, got {model!r}, which is not there")
         return
     if not (folder / "config.json").is_file():
@@ -89,14 +93,27 @@ def refuse_incomplete(model: str, what: str) -> None:
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{what} must hold weights as *.safetensors, got folder {model!r} without any; "
                         "save the model with save_pretrained(folder)")
+    checkpoint_shapes(folder)   # refuses files that are cut short
     if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         raise UserError(f"{what} must hold a tokenizer, got folder {model!r} without tokenizer.json; "
                         "save it with tokenizer.save_pretrained(folder)")
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model name or folder."""
-    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    """The tokenizer of a model name or folder. Raises UserError, one line, where there is none to load."""
+    with _one_line("tokenizer", model):
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _one_line(part: str, model: str) -> Iterator[None]:
+    """What the libraries say of a folder or name they cannot load, in one line that names it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{part} must be loadable from {model!r}, got: {reason}; name a folder that is there or a "
+                        "model of the Hugging Face hub") from error
 
 
 def load_causal_lm(model: str, dtype: str) -> PreTrainedModel:
@@ -112,8 +129,12 @@ def load_masked_lm(model: str, dtype: str) -> PreTrainedModel:
 
 
 def context_length(model: str) -> int:
-    """Tokens that the model of a name or folder can attend over, as its configuration says."""
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    """Tokens that the model of a name or folder can attend over, as its configuration says.
+
+    Raises UserError, one line, where there is no configuration to load.
+    """
+    with _one_line("configuration", model):
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
 
 

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlaif.batch import JUDGED, SUPERVISED, TRAINING
-from rlaif.collate import sequences, spread
+from rlaif.collate import pad_right, sequences, spread
 from rlaif.logprobs import token_entropy, token_logprobs
 from rlaif.losses import LossOptions, policy_loss, slot_loss, supervised_loss
 from rlaif.metrics import Max, Mean, Metric, Sum
@@ -116,9 +117,10 @@ class PolicyObjective:
         """How far `policy` logprobs are from the engine's (max_logprob_gap) and, in nats a completion, from the
         reference: kl = mean over completions of sum(policy - reference), the k1 estimate on the policy's samples."""
         rollout = rows["rollout_logprobs"].to_pylist()
-        gap = max((abs(a - b) for mine, theirs in zip(policy, rollout, strict=True)
-                   for a, b in zip(mine, theirs, strict=True)), default=0.0)
-        metrics: dict[str, Metric] = {"max_logprob_gap": Max(gap)}
+        gaps = [abs(a - b) for mine, theirs in zip(policy, rollout, strict=True)
+                for a, b in zip(mine, theirs, strict=True)]
+        # Not max(): which of NaN and a number it returns depends on their order.
+        metrics: dict[str, Metric] = {"max_logprob_gap": Max(float(np.max(gaps, initial=0.0)))}
         if reference is not None:
             total = sum(sum(mine) - sum(theirs) for mine, theirs in zip(policy, reference, strict=True))
             metrics["kl"] = Mean(total, len(rollout))
@@ -131,7 +133,6 @@ class SlotObjective:
     schema = JUDGED
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: SlotTemplate) -> None:
-        self._tokenizer = tokenizer
         self._compiled = compile_template(template, tokenizer)
 
     def module(self, model: PreTrainedModel) -> torch.nn.Module:
@@ -150,9 +151,9 @@ class SlotObjective:
     def loss(self, model: Any, rows: pa.Table, num_global: int, frozen: dict[str, list]
              ) -> tuple[Tensor, dict[str, Metric]]:
         encoded = self._encode(rows)
-        padded = self._tokenizer.pad({"input_ids": encoded.input_ids}, return_tensors="pt")
+        input_ids, attention_mask = pad_right(encoded.input_ids, self._compiled.tokenizer.pad_token_id)
         device = next(model.parameters()).device
-        logits = model(padded["input_ids"].to(device), padded["attention_mask"].to(device),
+        logits = model(input_ids.to(device), attention_mask.to(device),
                        torch.tensor(encoded.slot_positions, device=device))
         labels = torch.tensor(rows["labels"].to_pylist(), dtype=torch.int64, device=device)
         loss, metrics = slot_loss(logits, labels, num_global_rows=num_global)

@@ -9,6 +9,7 @@ from pathlib import Path
 from rlaif.advantages import ADVANTAGES
 from rlaif.config import ExplainerConfig, TrainConfig, UserError
 from rlaif.explanations import check_template
+from rlaif.gold import GOLD
 from rlaif.models import context_length, load_tokenizer, refuse_incomplete
 from rlaif.prompts import prompt_rows
 from rlaif.reward_model import RewardSpec, read_spec
@@ -39,37 +40,50 @@ def check_train(config: TrainConfig) -> Checked:
     explainer = complete_explainer(config.explainer, reward, config.reward.model)
     check_context(config.policy.model, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
     check_context(explainer.model, explainer.engine.max_model_len, "explainer.engine.max_model_len")
-    if explainer.max_tokens >= explainer.engine.max_model_len:
-        raise UserError(f"explainer.max_tokens must be below explainer.engine.max_model_len "
-                        f"{explainer.engine.max_model_len}, got {explainer.max_tokens}")
-    room = config.rollout.engine.max_model_len - config.rollout.max_tokens
-    if room < 1:
-        raise UserError(f"rollout.max_tokens must be below rollout.engine.max_model_len "
-                        f"{config.rollout.engine.max_model_len}, got {config.rollout.max_tokens}")
     tokenizer = load_tokenizer(config.policy.model)
+    room = config.rollout.engine.max_model_len - config.rollout.max_tokens
     train = prompt_rows(config.prompts, "train", tokenizer, room)
     test = prompt_rows(config.prompts, "test", tokenizer, room)
+    if config.evaluation.gold is not None:
+        refuse_unjudgeable(config.evaluation.gold, {"prompts.train": train, "prompts.test": test})
     return Checked(train, test[: config.evaluation.num_prompts], explainer, reward)
 
 
 def check_reward_folder(folder: str) -> RewardSpec:
-    """The specification of a reward folder whose tokenizer fits its template."""
+    """The specification of a reward folder whose weights are whole and whose tokenizer fits its template."""
     spec = read_spec(Path(folder))
-    compile_template(spec.template, load_tokenizer(folder))
+    refuse_incomplete(folder, "reward.model")
+    check_context(folder, spec.template.max_tokens, "max_tokens of the template")
+    try:
+        compile_template(spec.template, load_tokenizer(folder))
+    except ValueError as error:
+        raise UserError(f"{error} (in {folder})") from error
     return spec
+
+
+def refuse_unjudgeable(gold: str, rows: dict[str, list[dict]]) -> None:
+    """Raises UserError for the first prompt that the gold judge cannot read; `rows` by the key they came from."""
+    for key, part in rows.items():
+        for number, row in enumerate(part):
+            try:
+                GOLD[gold]([row["prompt"]], [""])
+            except ValueError as error:
+                raise UserError(f"{key} must suit evaluation.gold = {gold}, got row {number}: {error}; set "
+                                "evaluation.gold=null for other prompts") from error
 
 
 def complete_explainer(config: ExplainerConfig, reward: RewardSpec, reward_folder: str) -> ExplainerConfig:
     """`config` with what it leaves open taken from the reward folder; a relative path there is seen from there."""
-    model = config.model
+    model, where = config.model, "explainer.model"
     if model is None and reward.explainer is not None:
         beside = Path(reward_folder) / reward.explainer
         model = str(beside.resolve()) if beside.is_dir() else reward.explainer
+        where = f"explainer (in {Path(reward_folder) / 'reward.yaml'})"
     template = config.template or reward.explanation_template
     if model is None or template is None:
         missing = "model" if model is None else "template"
         raise UserError(f"explainer.{missing} must be given, got nothing in the config or in {reward_folder!r}")
-    refuse_incomplete(model, "explainer.model")
+    refuse_incomplete(model, where)
     check_template(template, "explainer.template")
     return dataclasses.replace(config, model=model, template=template)
 
@@ -79,4 +93,5 @@ def check_context(model: str | None, max_model_len: int, key: str) -> None:
     assert model is not None
     longest = context_length(model)
     if max_model_len > longest:
-        raise UserError(f"{key} must be at most the model's context of {longest} tokens, got {max_model_len}")
+        raise UserError(f"{key} must be at most the {longest} tokens that {model!r} can attend over, got "
+                        f"{max_model_len}")

@@ -47,6 +47,7 @@ class PromptStream:
 
     def __init__(self, rows: Sequence[dict], seed: int, cursor: int = 0) -> None:
         self._rows, self._seed, self.cursor = rows, seed, cursor
+        self._epoch, self._order = -1, np.arange(0)     # of the epoch drawn last
 
     def next(self, num_prompts: int) -> pa.Table:
         """The next `num_prompts` prompts; moves the cursor."""
@@ -56,8 +57,10 @@ class PromptStream:
 
     def _at(self, place: int) -> dict:
         epoch, offset = divmod(place, len(self._rows))
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._rows))
-        prompt_id = int(order[offset])
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._rows))
+        prompt_id = int(self._order[offset])
         return {"prompt_id": prompt_id, "epoch": epoch, "group_id": place, **self._rows[prompt_id]}
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, P
 from yaml import YAMLError
 
 from rlaif.bucketing import token_budget_batches
+from rlaif.collate import pad_right
 from rlaif.slot_scoring import check_model, class_logits, combine, slot_probabilities, slot_scores
 from rlaif.slots import Encoded, Slot, SlotTemplate, compile_template, encode
 
@@ -167,13 +168,7 @@ class RewardModel:
 
     def _class_logits(self, encoded: Encoded, rows: list[int]) -> Tensor:
         """Class logits [B, S, K] of some rows of `encoded`, padded on the right."""
-        longest = max(len(encoded.input_ids[row]) for row in rows)
-        input_ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
-        attention_mask = torch.zeros(len(rows), longest, dtype=torch.int64)
-        for b, row in enumerate(rows):
-            ids = encoded.input_ids[row]
-            input_ids[b, : len(ids)] = torch.tensor(ids)
-            attention_mask[b, : len(ids)] = 1
+        input_ids, attention_mask = pad_right([encoded.input_ids[row] for row in rows], self.tokenizer.pad_token_id)
         positions = torch.tensor([encoded.slot_positions[row] for row in rows])
         device = self.model.device
         return class_logits(

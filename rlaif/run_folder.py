@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rlaif.config import UserError
 from rlaif.config_file import resolved_yaml
@@ -15,24 +21,48 @@ CONFIG_FILE, DONE_FILE = "config.yaml", "done"
 def refuse_other_run(output_dir: str, config: Any) -> bool:
     """True if `config` has finished in `output_dir` already.
 
-    Raises UserError if the folder holds another run (another configuration), or files that are no run.
+    Raises UserError if the folder holds another run (another configuration), holds files that are no run, or cannot be
+    made.
     """
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir must be a folder, got the file {output_dir!r}")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"output_dir must be a folder that can be written, got {output_dir!r}, where {str(there)!r} is "
+                        f"{'read-only' if there.is_dir() else 'a file'}")
     known = folder / CONFIG_FILE
     if known.is_file():
-        mine, theirs = resolved_yaml(config).splitlines(), known.read_text(encoding="utf-8").splitlines()
-        changed = [line.strip() for line in mine if line not in theirs] or [
-            line.strip() for line in theirs if line not in mine]
-        if changed:
+        difference = _difference(known.read_text(encoding="utf-8"), resolved_yaml(config))
+        if difference is not None:
             raise UserError(f"output_dir must be new or of the same run, got {output_dir!r}, which holds another run "
-                            f"(this one has {changed[0]!r}); choose another output_dir or remove that one")
+                            f"({difference}); choose another output_dir or remove that one")
         return (folder / DONE_FILE).is_file()
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"output_dir must be new or of the same run, got {output_dir!r}, which holds files of no run; "
                         "choose another output_dir")
     return False
+
+
+def _difference(theirs: str, mine: str) -> str | None:
+    """The first setting that differs between two configurations in YAML, in words; None where none does."""
+    if theirs == mine:
+        return None
+    try:
+        old, new = (dict(_leaves(OmegaConf.to_container(OmegaConf.create(text)), "")) for text in (theirs, mine))
+    except (OmegaConfBaseException, YAMLError, ValueError):
+        return f"its {CONFIG_FILE} is not readable"
+    for key in (*new, *old):
+        there, here = old.get(key, "nothing"), new.get(key, "nothing")
+        if there != here:
+            return f"{key} is {there!r} there and {here!r} here"
+    return None
+
+
+def _leaves(content: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(content, dict):
+        yield path, content
+        return
+    for key, value in content.items():
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
 
 
 def claim(output_dir: str, config: Any) -> None:

@@ -47,7 +47,7 @@ class Slot:
             raise ValueError(f"classes {where} must be at least two, got {len(self.classes)}; add a class")
         for words in self.classes:
             if isinstance(words, str) or not words or not all(isinstance(w, str) and w.strip() for w in words):
-                raise ValueError(f"classes {where} must be lists of label words, got {words!r}; write [[yes], [no]]")
+                raise ValueError(f"classes {where} must be lists of label words, got {words!r}; write [[up], [down]]")
         if len(self.values) != len(self.classes):
             raise ValueError(f"values {where} must be one a class ({len(self.classes)}), got {len(self.values)}; match")
         if not all(math.isfinite(value) for value in self.values):

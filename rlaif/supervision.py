@@ -31,12 +31,17 @@ def supervised_rows(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedToken
                     ) -> pa.Table:
     """SUPERVISED rows; the target ends with the tokenizer's end token.
 
-    Raises UserError if any row is longer than max_tokens: how many, and the first.
+    Raises UserError if any row is longer than max_tokens, how many and the first, or has an input without a token.
     """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer must have an end token for {key}, got none; set eos_token in its folder")
     inputs = tokenizer([text for text, _ in texts])["input_ids"]
     targets = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
     rows = [{"prompt_ids": ids, "completion_ids": [*target, tokenizer.eos_token_id]}
             for ids, target in zip(inputs, targets, strict=True)]
+    empty = [number for number, row in enumerate(rows) if not row["prompt_ids"]]
+    if empty:
+        raise UserError(f"{key} must have inputs of at least one token, got {texts[empty[0]][0]!r} in row {empty[0]}")
     _refuse_long([len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows], max_tokens, key)
     return from_rows(rows, SUPERVISED)
 
@@ -65,12 +70,16 @@ def judged_rows(rows: Sequence[dict], explanations: Sequence[str], labels: Seque
 
 
 def batches(num_rows: int, batch_size: int, num_batches: int, seed: int) -> Iterator[list[int]]:
-    """`num_batches` lists of row indices; every row once an epoch, in an order that (seed, epoch) draws."""
+    """`num_batches` lists of row indices; every row once an epoch, in an order that (seed, epoch) draws.
+
+    Batches are full: one that an epoch's end falls into goes on with the next epoch.
+    """
     batch_size = min(batch_size, num_rows)
-    per_epoch = num_rows // batch_size
-    order = np.arange(num_rows)
-    for number in range(num_batches):
-        epoch, place = divmod(number, per_epoch)
-        if place == 0:
-            order = np.random.default_rng([seed, epoch]).permutation(num_rows)
-        yield order[place * batch_size : (place + 1) * batch_size].tolist()
+    waiting: list[int] = []
+    epoch = 0
+    for _ in range(num_batches):
+        if len(waiting) < batch_size:
+            waiting += np.random.default_rng([seed, epoch]).permutation(num_rows).tolist()
+            epoch += 1
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]

@@ -60,7 +60,8 @@ def _read_file(path: Path, key: str) -> list[dict]:
 
 def _read_jsonl(path: Path, key: str) -> list[dict]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): a JSON text may hold U+2028 and other characters that are line ends to it.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -57,12 +57,24 @@ def pack(tensors: Iterable[tuple[str, torch.Tensor]], max_bytes: int) -> tuple[M
 
 
 def checkpoint_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
-    """name -> shape of every tensor in the safetensors files of a model folder; reads only their headers."""
+    """name -> shape of every tensor in the safetensors files of a model folder; reads only their headers.
+
+    Raises ValueError for a file that is cut short or none.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
+        size = path.stat().st_size
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            header_size = int.from_bytes(file.read(8), "little")
+            header = file.read(min(header_size, size))
+        try:
+            tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        except ValueError:
+            raise ValueError(f"weights must be safetensors, got {path}, which is cut short or none") from None
+        whole = 8 + header_size + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        if size != whole:
+            raise ValueError(f"weights must be whole, got {path} with {size} of {whole} bytes; copy it again")
+        shapes |= {name: tuple(entry["shape"]) for name, entry in tensors.items()}
     return shapes
 
 

@@ -51,6 +51,7 @@ MODELS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 @pytest.mark.parametrize("kind", MODELS)
 def test_class_logits_are_the_models_own_logits_at_the_slots(kind):
     torch.manual_seed(0)

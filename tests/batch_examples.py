@@ -1,0 +1,24 @@
+"""Rows of every schema, for the tests that need some."""
+
+from rlaif.batch import from_rows
+
+ROW = {
+    "prompt_id": 3, "epoch": 0, "group_id": 7, "prompt": "say so", "prompt_ids": [4, 5], "reference": None,
+    "source": "scenes:prompts-train",
+    "sample": 0, "completion": "so it is", "completion_ids": [6, 7, 1], "rollout_logprobs": [-0.5, -1.0, -0.25],
+    "finish_reason": "stop", "policy_version": 2,
+    "explanation": "because", "num_explanation_tokens": 2, "explanation_finish_reason": "stop",
+    "slot_probabilities": [0.75, 0.25], "slot_scores": [0.75], "reward_parts": [("esfp", 0.75), ("gold", 1.0)],
+    "reward": 0.75, "reward_version": "abcd",
+    "advantages": 0.5, "loss_mask": [True, True, False],
+    "labels": [1],
+}
+
+
+def row(schema, **changes):
+    return {name: ROW[name] for name in schema.names} | changes
+
+
+def table(schema, *changes):
+    """A row of `schema` for each dict of changes; two plain ones where there is none."""
+    return from_rows([row(schema, **change) for change in changes or ({}, {})], schema)

@@ -1,0 +1,52 @@
+import os
+import sys
+import warnings
+
+import pytest
+
+from rlaif.cli import main
+from rlaif.config import TrainConfig, UserError
+
+SMALL = "output_dir: out\nprompts: {train: a.jsonl, test: b.jsonl}\nreward: {model: folder}\n"
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text(SMALL)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+    def call(body, *overrides):
+        monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / "config.yaml"), *overrides])
+        with warnings.catch_warnings():
+            return main(TrainConfig, "Trains.", body), capsys.readouterr().err
+
+    return call
+
+
+def failing(error):
+    def body(config):
+        raise error
+    return body
+
+
+def test_the_body_gets_the_configuration_of_the_command_line(call):
+    seen = []
+    assert call(seen.append, "seed=4", "rollout.group_size=2") == (0, "")
+    assert (seen[0].output_dir, seen[0].seed, seen[0].rollout.group_size) == ("out", 4, 2)
+
+
+def test_a_mistake_of_the_users_is_one_line_whatever_lines_it_came_in(call):
+    assert call(failing(UserError("steps must be > 0,\n  got 0\n"))) == (2, "error: steps must be > 0, got 0\n")
+    assert call(failing(ValueError("text must have a slot"))) == (2, "error: text must have a slot\n")
+
+
+def test_a_mistake_found_in_an_actor_is_told_without_the_actors_traceback(call):
+    error = ValueError("Traceback (most recent call last):\n  ...\nrlaif.config.UserError: loss must be finite")
+    error.cause = UserError("loss must be finite, got nan")     # as Ray wraps it
+    assert call(failing(error)) == (2, "error: loss must be finite, got nan\n")
+
+
+def test_a_bug_of_ours_is_raised(call):
+    for error in (AssertionError("shape"), KeyError("gold"), RuntimeError("engine")):
+        with pytest.raises(type(error)):
+            call(failing(error))

@@ -1,0 +1,123 @@
+import dataclasses
+
+import pytest
+
+from rlaif import config as config_module
+from rlaif.advantages import ADVANTAGES
+from rlaif.config import (
+    AlgorithmConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ExplainerConfig,
+    ExplainerSourceConfig,
+    LearnerConfig,
+    ModelConfig,
+    PlacementConfig,
+    PromptsConfig,
+    ReportConfig,
+    RewardConfig,
+    RewardTrainConfig,
+    RoleConfig,
+    RolloutConfig,
+    ScratchConfig,
+    SftConfig,
+    SupervisedDataConfig,
+    TemplateConfig,
+    TrainConfig,
+    UserError,
+    WeightSyncConfig,
+)
+from rlaif.gold import GOLD
+from rlaif.losses import KL_ESTIMATORS, LossOptions
+
+ALL = [kind for kind in vars(config_module).values() if dataclasses.is_dataclass(kind)]
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+def test_the_defaults_of_every_field_are_in_range(kind):
+    assert kind() == kind()
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "values"),
+    [
+        (ScratchConfig, "num_layers", [0, -1]),
+        (ScratchConfig, "hidden_size", [0, 129]),
+        (ScratchConfig, "initializer_range", [0.0, NAN]),
+        (ModelConfig, "dtype", ["half"]),
+        (EngineConfig, "dtype", ["float16"]),
+        (EngineConfig, "max_num_seqs", [0]),
+        (EngineConfig, "gpu_memory_utilization", [0.0, 1.5, NAN]),
+        (RolloutConfig, "group_size", [0]),
+        (RolloutConfig, "temperature", [0.0, -1.0, NAN, INFINITE]),
+        (RolloutConfig, "max_tokens", [0, 256, 1000]),
+        (ExplainerConfig, "max_tokens", [0, 256]),
+        (ExplainerConfig, "temperature", [-0.1]),
+        (RewardConfig, "max_tokens_per_batch", [0]),
+        (PromptsConfig, "num_train", [0, -1]),
+        (PromptsConfig, "num_test", [0]),
+        (AlgorithmConfig, "clip_low", [-0.1, 1.1]),
+        (AlgorithmConfig, "clip_high", [-0.1]),
+        (AlgorithmConfig, "kl_coefficient", [-0.1, NAN]),
+        (AlgorithmConfig, "kl_estimator", ["k9"]),
+        (AlgorithmConfig, "importance_cap", [0.5]),
+        (AlgorithmConfig, "num_minibatches", [0]),
+        (LearnerConfig, "optimizer", ["sgd"]),
+        (LearnerConfig, "schedule", ["step"]),
+        (LearnerConfig, "learning_rate", [0.0, NAN, INFINITE]),
+        (LearnerConfig, "adam_learning_rate", [0.0]),
+        (LearnerConfig, "warmup_steps", [-1]),
+        (LearnerConfig, "beta2", [1.0, -0.1]),
+        (LearnerConfig, "zero_stage", [4]),
+        (LearnerConfig, "offload", [True]),
+        (WeightSyncConfig, "backend", ["pigeon"]),
+        (WeightSyncConfig, "bucket_mb", [0]),
+        (RoleConfig, "num_actors", [0]),
+        (RoleConfig, "num_cpus", [0.0, -1.0]),
+        (RoleConfig, "num_gpus", [-1.0]),
+        (PlacementConfig, "strategy", ["CLOSE"]),
+        (PlacementConfig, "ready_timeout_s", [0.0]),
+        (EvaluationConfig, "gold", ["silver"]),
+        (ReportConfig, "num_samples", [-1]),
+        (TrainConfig, "steps", [0]),
+        (TrainConfig, "seed", [-1]),
+        (SupervisedDataConfig, "num_dev", [0]),
+        (SftConfig, "batch_size", [0]),
+        (ExplainerSourceConfig, "num_actors", [0]),
+        (ExplainerSourceConfig, "max_tokens", [0, 256]),
+        (RewardTrainConfig, "log_every", [0]),
+    ],
+    ids=lambda part: getattr(part, "__name__", None) or (part if isinstance(part, str) else ""),
+)
+def test_a_value_out_of_range_is_refused_by_field_rule_and_value(kind, field, values):
+    for value in values:
+        with pytest.raises(UserError) as caught:
+            kind(**{field: value})
+        text = str(caught.value)
+        assert text.startswith(f"{field} must be ") and text.endswith(f"got {value!r}"), text
+
+
+def test_a_model_from_nothing_must_hold_what_it_is_trained_on():
+    small = ModelConfig(scratch=ScratchConfig(max_positions=64))
+    with pytest.raises(UserError, match=r"max_tokens must be at most policy.scratch.max_positions 64, got 65"):
+        SftConfig(policy=small, max_tokens=65)
+    with pytest.raises(UserError, match=r"template.max_tokens must be at most slot_model.scratch.max_positions 64"):
+        RewardTrainConfig(slot_model=small, template=TemplateConfig(max_tokens=65))
+    SftConfig(policy=dataclasses.replace(small, model="some/model"), max_tokens=65)
+
+
+def test_the_choices_of_the_config_are_those_of_the_modules_that_serve_them():
+    for name in KL_ESTIMATORS:
+        AlgorithmConfig(kl_estimator=name)
+    for name in GOLD:
+        EvaluationConfig(gold=name)
+    assert AlgorithmConfig().advantage in ADVANTAGES
+
+
+@pytest.mark.parametrize("changes", [
+    {"clip_low": 1.0}, {"clip_high": 0.0}, {"importance_cap": None}, {"importance_cap": 1.0}, {"kl_coefficient": 0.0}])
+def test_what_the_algorithm_config_accepts_the_loss_accepts(changes):
+    config = AlgorithmConfig(**changes)
+    names = [field.name for field in dataclasses.fields(LossOptions)]
+    LossOptions(**{name: getattr(config, name) for name in names})

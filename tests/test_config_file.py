@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import pytest
+
+from rlaif.config import RewardTrainConfig, SftConfig, TrainConfig, UserError
+from rlaif.config_file import load, resolved_yaml
+
+CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
+SMALL = "output_dir: out\nprompts: {train: a.jsonl, test: b.jsonl}\nreward: {model: folder}\n"
+SLOTS = "output_dir: out\ndata: {train: a, dev: b}\nexplainer: {model: e}\ntemplate: {slots: [{%s}]}\n"
+
+
+def kind_of(path):
+    if path.stem in ("scenes_policy", "scenes_explainer"):
+        return SftConfig
+    return RewardTrainConfig if path.stem == "scenes_reward" else TrainConfig
+
+
+@pytest.fixture
+def small(tmp_path):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return tmp_path / "small.yaml"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_that_is_shipped_loads(path):
+    assert load(kind_of(path), path).output_dir.startswith("outputs/")
+
+
+def test_there_are_configurations_to_load():
+    assert len(CONFIGS) >= 4
+
+
+def test_overrides_come_after_the_file_and_the_file_after_the_defaults(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(SMALL + "steps: 7\nrollout: {group_size: 4}\n")
+    config = load(TrainConfig, path, ["rollout.group_size=2", "algorithm.importance_cap=null", "seed=5"])
+    assert (config.steps, config.rollout.group_size, config.seed) == (7, 2, 5)
+    assert config.algorithm.importance_cap is None
+    assert config.rollout.temperature == TrainConfig().rollout.temperature
+
+
+def test_the_whole_configuration_survives_being_written_and_read(small, tmp_path):
+    config = load(TrainConfig, small, ["learner.learning_rate=3.5e-4", "placement.learner.num_actors=3"])
+    (tmp_path / "whole.yaml").write_text(resolved_yaml(config))
+    assert load(TrainConfig, tmp_path / "whole.yaml") == config
+
+
+def test_slots_become_slots_with_their_defaults(tmp_path):
+    (tmp_path / "slots.yaml").write_text(SLOTS % "name: v, classes: [['yes', sure], ['no']], values: [1, 0]")
+    slot = load(RewardTrainConfig, tmp_path / "slots.yaml").template.slots[0]
+    assert (slot.name, slot.classes, slot.values, slot.weight) == ("v", [["yes", "sure"], ["no"]], [1.0, 0.0], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stpes=3", "stpes must be a known key, got an unknown one; did you mean steps?"),
+        ("rollout.group_sise=3", "rollout.group_sise must be a known key, got an unknown one; did you mean "
+                                 "rollout.group_size?"),
+        ("placement.learner.gpus=1", "placement.learner.gpus must be a known key, got an unknown one; did you mean "
+                                     "placement.learner.num_gpus?"),
+        ("steps=many", "steps must be a whole number, got 'many'"),
+        ("steps=1.5", "steps must be a whole number, got 1.5"),
+        ("steps=null", "steps must be a whole number, got None"),
+        ("learner.offload=maybe", "learner.offload must be true or false, got 'maybe'"),
+        ("learner.learning_rate=[1]", "learner.learning_rate must be a number, got [1]"),
+        ("prompts.num_train=all", "prompts.num_train must be a whole number or null, got 'all'"),
+        ("rollout=3", "rollout must hold keys and values, got 3"),
+        ("steps=0", "steps must be > 0, got 0"),
+        ("explainer.engine.max_num_seqs=-1", "explainer.engine.max_num_seqs must be > 0, got -1"),
+        ("placement.slot.num_cpus=0", "placement.slot.num_cpus must be > 0, got 0.0"),
+        ("rollout.max_tokens=300", "rollout.max_tokens must be below engine.max_model_len 256, got 300"),
+        ("steps", "override must be key=value, got 'steps'"),
+        ("=3", "override must be key=value, got '=3'"),
+        ("steps={", "override must be key=value with a value in YAML, got 'steps={'; put a text with braces or colons "
+                    "in quotes of its own"),
+        ("steps=${nothing}", "steps must be a value, got: Interpolation key 'nothing' not found"),
+    ],
+)
+def test_a_bad_override_is_refused_with_its_whole_path_and_value(small, override, message):
+    with pytest.raises(UserError) as caught:
+        load(TrainConfig, small, [override])
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "output_dir must be given, got nothing; set it in {path} or as output_dir=..."),
+        ("- 1\n", "config {path} must hold keys and values, got a list"),
+        ("seed: 1\nsteps: [\n", "config {path} must be YAML, got: did not find expected node content in line 3"),
+        (SMALL + "seed: 1\nseed: 2\n", "config {path} must be YAML, got: found duplicate key seed in line 5"),
+        ("rollout: {a\n", "config {path} must be YAML, got: did not find expected ',' or '}' in line 2"),
+        ("a\0b", "config {path} must be YAML, got: unacceptable character #x0000: control characters are not allowed"),
+        ("3", "config {path} must be YAML, got: Invalid loaded object type: int"),
+        ("!!python/object/apply:os.getcwd []", "config {path} must be YAML, got: could not determine a constructor for "
+                                               "the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd' in line 1"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line_that_names_it(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(TrainConfig, path)
+    assert str(caught.value) == message.replace("{path}", str(path))
+
+
+@pytest.mark.parametrize(
+    ("slot", "message"),
+    [
+        ("nmae: a", "template.slots[0].nmae must be a known key, got an unknown one; did you mean "
+                    "template.slots[0].name?"),
+        ("name: a, classes: 3", "template.slots[0].classes must be a list[list[str]], got 3"),
+        ("name: a, values: [x]", "template.slots[0].values must be a list[float], got ['x']"),
+        ("name: a, classes: [[yes, sure], [no]]", "template.slots[0].classes must be a list[list[str]], got "
+                                                  "[[True, 'sure'], [False]]; put words such as yes and no in quotes"),
+        ("classes: [[up], [down]]", "template.slots[0].name must be given, got nothing"),
+    ],
+)
+def test_a_bad_slot_is_refused_by_its_place_in_the_list(tmp_path, slot, message):
+    (tmp_path / "slots.yaml").write_text(SLOTS % slot)
+    with pytest.raises(UserError) as caught:
+        load(RewardTrainConfig, tmp_path / "slots.yaml")
+    assert str(caught.value).startswith(message)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    for path in (tmp_path / "nothing.yaml", tmp_path):
+        with pytest.raises(UserError, match=f"config must be a YAML file, got '{path}'; see configs/"):
+            load(TrainConfig, path)
+
+
+def test_every_mandatory_value_is_asked_for(small, tmp_path):
+    for line in SMALL.splitlines():
+        (tmp_path / "less.yaml").write_text(SMALL.replace(line + "\n", ""))
+        with pytest.raises(UserError, match=r"(output_dir|prompts.test|reward.model) must be given, got nothing"):
+            load(TrainConfig, tmp_path / "less.yaml")

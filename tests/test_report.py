@@ -1,0 +1,100 @@
+import io
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlaif.report import Report, Stopwatch, before_after_table, sample_lines, stage_lines, write_json
+
+VALUES = {
+    "reward": 0.5, "gold": 0.25, "fluent": 1.0, "kl": 0.125, "max_logprob_gap": 1e-6, "completion_tokens": 10.5,
+    "step_s": 2.0, "num_rollouts": 16, "num_completion_tokens": 168, "num_cut": 1, "explanation_tokens": 30.25,
+    "explanations_cut": 2.0, "slot_inputs_cut": 3.0, "equal_reward_group_share": 0.5, "grad_norm": 1.5,
+    "policy_version": 7, "checksum": "0123456789abcdef",
+    "rollout_s": 0.5, "explain_s": 0.75, "score_s": 0.25, "learn_s": 1.0, "sync_s": 0.125,
+}
+ROW = {"prompt": "Say\n  so", "completion": "so", "explanation": "x" * 300, "slot_probabilities": [0.75, 0.25],
+       "reward": 0.75, "reward_parts": [("esfp", 0.75), ("gold", 1.0)]}
+
+
+def test_a_step_is_shown_stage_by_stage():
+    assert stage_lines(7, 80, VALUES) == [
+        "step  7/80  reward 0.500  gold 0.250  fluent 1.000  kl 0.125  gap 0.000  length 10.5  2.00 s",
+        "  rollout   0.50 s  16 completions, 168 tokens, 1 cut",
+        "  explain   0.75 s  16 explanations, 30.2 tokens each, 2 cut",
+        "  score     0.25 s  16 rewards, 3 inputs cut",
+        "  learn     1.00 s  16 rows, 50% of groups equal, gradient norm 1.50",
+        "  sync      0.12 s  weights 7 01234567",
+    ]
+
+
+def test_figures_that_a_run_does_not_have_are_left_out_of_the_headline():
+    values = {name: value for name, value in VALUES.items() if name not in ("gold", "fluent", "kl")}
+    assert stage_lines(1, 9, values)[0] == "step 1/9  reward 0.500  gap 0.000  length 10.5  2.00 s"
+
+
+def test_a_sample_is_shown_from_prompt_to_gold_a_line_each():
+    lines = sample_lines([ROW, ROW | {"reward_parts": [("esfp", 0.75)]}], ["verdict:yes", "verdict:no"])
+    assert lines[:5] == [
+        "  | prompt       Say so", "  | completion   so", "  | explanation  " + "x" * 157 + "...",
+        "  | slots        verdict:yes 0.75  verdict:no 0.25  reward 0.75  gold 1", "  |"]
+    assert lines[-1] == "  | slots        verdict:yes 0.75  verdict:no 0.25  reward 0.75"
+    assert sample_lines([], ["verdict:yes"]) == []
+
+
+def test_a_slot_without_its_label_is_an_error():
+    with pytest.raises(ValueError):
+        sample_lines([ROW], ["verdict:yes"])
+
+
+def test_the_table_holds_what_was_measured_before_and_after():
+    assert before_after_table({"reward": 0.5, "kl": 0.0, "only": 1.0}, {"reward": 0.75, "kl": 0.1234, "new": 1.0}) == [
+        "                            before     after",
+        "  reward                     0.500     0.750",
+        "  kl                         0.000     0.123",
+    ]
+
+
+def test_metrics_have_one_object_a_step_and_the_console_what_was_said(tmp_path):
+    console = io.StringIO()
+    report = Report(tmp_path, console)
+    report.say("all actors ready")
+    for step in (1, 2):
+        report.step(step, {"reward": 0.5 * step, "checksum": "ab", "num_cut": step})
+        # written at once: a run that is killed keeps its steps
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [
+            {"step": n, "reward": 0.5 * n, "checksum": "ab", "num_cut": n} for n in range(1, step + 1)]
+    report.close()
+    assert console.getvalue() == "all actors ready\n"
+
+
+def test_tensorboard_shows_the_numbers_of_every_step(tmp_path):
+    report = Report(tmp_path, io.StringIO())
+    for step in (1, 2):
+        report.step(step, {"reward": 0.5 * step, "checksum": "ab", "num_cut": step})
+    report.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert sorted(board.Tags()["scalars"]) == ["num_cut", "reward"]
+    assert [(event.step, event.value) for event in board.Scalars("reward")] == [(1, 0.5), (2, 1.0)]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "summary.json"
+    write_json(path, {"kl": None, "reward": 0.5})
+    assert json.loads(path.read_text()) == {"kl": None, "reward": 0.5}
+    with pytest.raises(TypeError):
+        write_json(path, {"reward": object()})
+    assert json.loads(path.read_text()) == {"kl": None, "reward": 0.5}
+    write_json(path, {"reward": 1})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_seconds_of_one_name_add_up():
+    watch = Stopwatch()
+    for name, seconds in (("rollout", 0.5), ("learn", 0.25), ("rollout", 1.0)):
+        watch.add(name, seconds)
+    assert watch.seconds == {"rollout": 1.5, "learn": 0.25}
+    first = watch.total
+    assert 0 <= first <= watch.total < 60
