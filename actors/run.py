@@ -16,6 +16,7 @@ from actors.fleet import Fleet, roles
 from actors.gang import Gang
 from actors.loop import export_folder, train
 from actors.placement import refuse_too_large
+from rlaif.cli import working
 from rlaif.config import TrainConfig
 from rlaif.memory import PeakMemory
 from rlaif.preflight import Checked, check_train
@@ -37,7 +38,7 @@ def run_training(config: TrainConfig) -> None:
         claim(config.output_dir, config)
         report = Report(config.output_dir)
         report.say(f"{where}; results go to {Path(config.output_dir).resolve()}")
-        with PeakMemory() as memory:
+        with working(), PeakMemory() as memory:
             figures = asyncio.run(_train(config, checked, report, watch, lambda: time.process_time() - memory.cpu_s))
         summary = _summary(config, figures, watch, memory.peak_gb)
         write_json(Path(config.output_dir) / "summary.json", summary)

@@ -21,6 +21,7 @@ from actors.gang import Gang
 from actors.learner import LearnerSpec
 from actors.placement import Placement, Roles, refuse_too_large
 from rlaif.batch import JUDGED, check
+from rlaif.cli import working
 from rlaif.config import ExplainerConfig, RewardTrainConfig, RoleConfig, SftConfig, UserError
 from rlaif.explanations import check_template
 from rlaif.metrics import merge, values
@@ -126,7 +127,8 @@ def _run(config: SftConfig | RewardTrainConfig, first_roles: Roles) -> Iterator[
         claim(config.output_dir, config)
         report = Report(config.output_dir)
         report.say(f"{where}; results go to {Path(config.output_dir).resolve()}")
-        yield report
+        with working():
+            yield report
         shutil.rmtree(Path(config.output_dir) / TOKENIZER, ignore_errors=True)
         finish(config.output_dir)
     finally:

@@ -5,7 +5,12 @@ import sys
 from rlaif.cli import main
 from rlaif.config import SftConfig
 
-if __name__ == "__main__":
-    from actors.supervised import run_sft
 
-    sys.exit(main(SftConfig, __doc__, run_sft))
+def body(config: SftConfig) -> None:
+    from actors.supervised import run_sft  # seconds of imports: a mistake in the configuration is told before
+
+    run_sft(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(SftConfig, __doc__, body))

@@ -5,7 +5,12 @@ import sys
 from rlaif.cli import main
 from rlaif.config import TrainConfig
 
-if __name__ == "__main__":
-    from actors.run import run_training
 
-    sys.exit(main(TrainConfig, __doc__, run_training))
+def body(config: TrainConfig) -> None:
+    from actors.run import run_training  # seconds of imports: a mistake in the configuration is told before
+
+    run_training(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(TrainConfig, __doc__, body))

@@ -8,7 +8,14 @@ import sys
 from rlaif.cli import main
 from rlaif.config import RewardTrainConfig
 
-if __name__ == "__main__":
-    from actors.supervised import run_reward_training
 
-    sys.exit(main(RewardTrainConfig, __doc__, run_reward_training))
+def body(config: RewardTrainConfig) -> None:
+    from actors.supervised import (
+        run_reward_training,  # seconds of imports: a mistake in the configuration is told before
+    )
+
+    run_reward_training(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(RewardTrainConfig, __doc__, body))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
+from rlaif.config import UserError
 from rlaif.config_file import load
 
 Config = TypeVar("Config")
@@ -20,8 +22,8 @@ Config = TypeVar("Config")
 def main(kind: type[Config], description: str, body: Callable[[Config], None]) -> int:
     """Loads the configuration named on the command line and runs `body`; returns the exit code.
 
-    2 with one line on standard error for a mistake of the user's (ValueError, UserError), 0 otherwise; a bug of ours
-    raises.
+    2 with one line on standard error for a mistake of the user's, 0 otherwise. A mistake is a UserError, or any
+    ValueError of the checks; what raises inside `working` is a bug and keeps its traceback.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a YAML file, see configs/")
@@ -36,6 +38,17 @@ def main(kind: type[Config], description: str, body: Callable[[Config], None]) -
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """The part of a run behind its checks: a ValueError in here that is no UserError is a bug of ours."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, UserError) or isinstance(getattr(error, "cause", None), UserError):
+            raise
+        raise RuntimeError("the run broke off in the code above; this is a bug, please report it") from error
 
 
 def _quiet_libraries() -> None:

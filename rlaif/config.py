@@ -69,10 +69,6 @@ class ModelConfig:
 
     model: str | None = None            # Hugging Face name or folder; null builds `scratch`
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
-    dtype: str = "float32"              # float32 | bfloat16
-
-    def __post_init__(self) -> None:
-        _one_of(self, "dtype", DTYPES)
 
 
 @dataclass

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from rlaif.cli import main
+from rlaif.cli import main, working
 from rlaif.config import TrainConfig, UserError
 
 SMALL = "output_dir: out\nprompts: {train: a.jsonl, test: b.jsonl}\nreward: {model: folder}\n"
@@ -50,3 +50,16 @@ def test_a_bug_of_ours_is_raised(call):
     for error in (AssertionError("shape"), KeyError("gold"), RuntimeError("engine")):
         with pytest.raises(type(error)):
             call(failing(error))
+
+
+def test_behind_the_checks_only_a_user_error_is_the_users(call):
+    def broken(error):
+        def body(config):
+            with working():
+                raise error
+        return body
+
+    assert call(broken(UserError("loss must be finite, got nan"))) == (2, "error: loss must be finite, got nan\n")
+    with pytest.raises(RuntimeError, match="bug") as raised:
+        call(broken(ValueError("unequal lengths")))
+    assert str(raised.value.__cause__) == "unequal lengths"

@@ -45,7 +45,6 @@ def test_the_defaults_of_every_field_are_in_range(kind):
         (ScratchConfig, "num_layers", [0, -1]),
         (ScratchConfig, "hidden_size", [0, 129]),
         (ScratchConfig, "initializer_range", [0.0, NAN]),
-        (ModelConfig, "dtype", ["half"]),
         (EngineConfig, "dtype", ["float16"]),
         (EngineConfig, "max_num_seqs", [0]),
         (EngineConfig, "gpu_memory_utilization", [0.0, 1.5, NAN]),
