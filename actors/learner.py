@@ -115,8 +115,6 @@ class LearnerActor:
         """
         rows = check(training_rows(scored, advantages), TRAINING)
         frozen: dict[str, list] = {}
-        if self._reference is not None:
-            frozen["reference_logprobs"] = self._in_batches(self._reference, rows)
         num_steps = self._spec.num_epochs * self._spec.num_minibatches
         if num_steps > 1:
             frozen["proximal_logprobs"] = self._in_batches(self._engine.module, rows)
@@ -150,9 +148,11 @@ class LearnerActor:
         for number, batch in enumerate(batches[self._rank]):
             # An empty micro-batch keeps this rank in step with the others: any row, at no weight.
             chosen = batch or [0]
-            loss, metrics = self._objective.loss(
-                self._engine.module, rows.take(chosen), max(1, sum(weights)),
-                {name: [values[row] for row in chosen] for name, values in frozen.items()})
+            part = rows.take(chosen)
+            fixed = {name: [values[row] for row in chosen] for name, values in frozen.items()}
+            if self._reference is not None:
+                fixed["reference_logprobs"] = self._objective.logprobs(self._reference, part)
+            loss, metrics = self._objective.loss(self._engine.module, part, max(1, sum(weights)), fixed)
             refuse_non_finite(loss, f"{chosen[0]}..{chosen[-1]}", self._num_steps)
             self._engine.backward(loss if batch else loss * 0.0, is_last=number == len(batches[self._rank]) - 1)
             if batch:

@@ -3,7 +3,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 find_python() {
-  for python in "${RLAIF_PYTHON:-}" python3.12 python3.11 python3.13 python3; do
+  for python in "${RLAIF_PYTHON:-}" python3 python3.12 python3.11 python3.13; do
     if [ -n "$python" ] && "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
         2>/dev/null; then
       echo "$python"
