@@ -59,6 +59,8 @@ class Engine:
             max_num_seqs=config.max_num_seqs, tensor_parallel_size=config.tensor_parallel_size,
             enforce_eager=config.enforce_eager, trust_remote_code=False, load_format="safetensors",
             logprobs_mode="processed_logprobs", disable_log_stats=True,
+            # Not Ray, which vLLM would choose inside a placement group: it would take the other roles' bundles.
+            distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else None,
             weight_transfer_config={"backend": backend} if backend else None,
             worker_extension_cls="actors.engine.RegistersBackend", **device_args))
         self._num_requests = 0

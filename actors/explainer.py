@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import ray
 
-from actors.generation import Generation
+from actors.generation import Generation, content_seed
 from rlaif.batch import EXPLAINED, ROLLOUT, check, with_columns
 from rlaif.config import ExplainerConfig
 from rlaif.explanations import explanation_prompt
@@ -20,13 +20,16 @@ INPUT_CUT = "input_cut"     # finish reason of an explanation whose question had
 
 @ray.remote
 class ExplainerActor:
-    """Verbs: `ready`, `explain`, `explain_texts`. `config` is complete: its model and template are set."""
+    """Verbs: `ready`, `explain`, `explain_texts`. `config` is complete: its model and template are set.
+
+    Equal questions of a call share one explanation; a sampled one depends on the run's seed and the question alone.
+    """
 
     def __init__(self, config: ExplainerConfig, num_gpus: float, seed: int) -> None:
         assert config.model is not None and config.template is not None
         from actors.engine import Engine  # in the actor: the driver needs no vLLM
 
-        self._config = config
+        self._config, self._seed = config, seed
         self._tokenizer = load_tokenizer(config.model)
         self._engine = Engine(config.model, config.engine, seed=seed, num_gpus=num_gpus)
 
@@ -65,8 +68,8 @@ class ExplainerActor:
         ids = self._tokenizer(question)["input_ids"]
         room = config.engine.max_model_len - config.max_tokens
         answer = await self._engine.generate(
-            ids[-room:], max_tokens=config.max_tokens, temperature=config.temperature, seed=None,
-            with_logprobs=False)
+            ids[-room:], max_tokens=config.max_tokens, temperature=config.temperature,
+            seed=content_seed(self._seed, question) if config.temperature > 0 else None, with_logprobs=False)
         if len(ids) > room:
             return Generation(answer.token_ids, answer.logprobs, INPUT_CUT)
         return answer

@@ -97,7 +97,8 @@ class Fleet:
                                f"for {names}; see Ray's log files")
         if self.config.sync.backend != "shared_memory":
             num_workers = len(self.rollouts) * self.config.rollout.engine.tensor_parallel_size
-            await self.learners.open_channel(self.config.sync.backend, self.rollouts, num_workers)
+            await asyncio.wait_for(
+                self.learners.open_channel(self.config.sync.backend, self.rollouts, num_workers), timeout_s)
 
     async def sync(self, version: int) -> str:
         """Brings the learners' weights to every rollout engine as `version`; returns the checksum they hold.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 
@@ -12,3 +13,9 @@ class Generation:
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: str      # "stop" (end token) or "length"
+
+
+def content_seed(*parts: object) -> int:
+    """The sampling seed of a request, 63 bits, from what it is about: the same whichever engine serves it, and when."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

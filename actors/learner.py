@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -99,6 +100,7 @@ class LearnerActor:
     def measure(self, rows: pa.Table) -> dict[str, Metric]:
         """The loss and its metrics on `rows`, nothing trained; each rank takes its share."""
         check(rows, self._objective.schema)
+        self._model.eval()
         total = max(1, sum(self._objective.weights(rows)))
         parts = []
         for batch in plan(self._objective.lengths(rows), self._world_size, self._spec.learner.micro_batch_tokens
@@ -106,7 +108,7 @@ class LearnerActor:
             with torch.no_grad():
                 _, metrics = self._objective.loss(self._engine.module, rows.take(batch or [0]), total, {})
             parts += [metrics] if batch else []
-        return merge(parts)
+        return merge(parts) | {"loss": self._loss_share(parts)}
 
     def update_policy(self, advantages: pa.Table, *scored: pa.Table) -> dict[str, Metric]:
         """The policy update of a step: `num_epochs` passes of `num_minibatches` optimizer steps.
@@ -115,15 +117,17 @@ class LearnerActor:
         """
         rows = check(training_rows(scored, advantages), TRAINING)
         frozen: dict[str, list] = {}
-        num_steps = self._spec.num_epochs * self._spec.num_minibatches
-        if num_steps > 1:
+        num_minibatches = min(self._spec.num_minibatches, rows.num_rows)
+        if self._spec.num_epochs * num_minibatches > 1:
             frozen["proximal_logprobs"] = self._in_batches(self._engine.module, rows)
-        size = -(-rows.num_rows // self._spec.num_minibatches)
         parts = []
-        for _ in range(self._spec.num_epochs):
-            for start in range(0, rows.num_rows, size):
-                span = slice(start, start + size)
-                parts.append(self._step(rows.slice(start, size), {k: v[span] for k, v in frozen.items()}))
+        for epoch in range(self._spec.num_epochs):
+            order = np.arange(rows.num_rows)
+            if num_minibatches > 1:     # the same on every rank
+                order = np.random.default_rng([self._spec.seed, self._num_steps, epoch]).permutation(rows.num_rows)
+            for chosen in np.array_split(order, num_minibatches):
+                parts.append(self._step(rows.take(chosen), {
+                    name: [values[row] for row in chosen] for name, values in frozen.items()}))
         return merge(parts)
 
     def drift(self, *scored: pa.Table) -> dict[str, Metric]:
@@ -135,6 +139,7 @@ class LearnerActor:
 
     def _in_batches(self, model: Any, rows: pa.Table) -> list[list[float]]:
         """Logprobs of every row. Each rank computes all rows, so that ZeRO-3's gathers stay in step."""
+        self._model.eval()
         found: list[list[float]] = [[] for _ in range(rows.num_rows)]
         for batch in plan(self._objective.lengths(rows), 1, self._spec.learner.micro_batch_tokens)[0]:
             for row, logprobs in zip(batch, self._objective.logprobs(model, rows.take(batch)), strict=True):
@@ -142,6 +147,8 @@ class LearnerActor:
         return found
 
     def _step(self, rows: pa.Table, frozen: dict[str, list]) -> dict[str, Metric]:
+        # Dropout is for supervised training: a policy must be the function that its engine samples from.
+        self._model.train(not isinstance(self._objective, PolicyObjective))
         weights = self._objective.weights(rows)
         batches = plan(self._objective.lengths(rows), self._world_size, self._spec.learner.micro_batch_tokens)
         parts = []
@@ -157,18 +164,34 @@ class LearnerActor:
             self._engine.backward(loss if batch else loss * 0.0, is_last=number == len(batches[self._rank]) - 1)
             if batch:
                 parts.append(metrics)
+        loss = self._loss_share(parts)
         factor = learning_rate_factor(self._spec.learner, self._num_steps, self._spec.total_steps)
         norm = self._engine.step(factor)
         self._num_steps += 1
-        return merge([*parts, {"grad_norm": Max(norm), "learning_rate_factor": Mean(factor, 1)}])
+        return merge(parts) | {"loss": loss, "grad_norm": Max(norm), "learning_rate_factor": Mean(factor, 1)}
+
+    def _loss_share(self, parts: Sequence[dict[str, Metric]]) -> Mean:
+        """This rank's share of the loss of one pass: shares of all ranks merge into it, passes into their mean."""
+        return Mean(sum(part["loss"].value for part in parts), 1 / self._world_size)
 
     def publish(self, bucket_bytes: int) -> tuple[Manifest, list[ray.ObjectRef]] | None:
         """The weights as safetensors buckets in the object store, with their manifest; None on other ranks than 0."""
-        with self._engine.whole_weights() as named:
-            if self._rank != 0:
-                return None
-            manifest, packed = pack(named, bucket_bytes)
+        weights = self._whole_on_cpu()
+        if self._rank != 0:
+            return None
+        manifest, packed = pack(weights, bucket_bytes)
         return manifest, [ray.put(bucket) for bucket in packed]
+
+    def _whole_on_cpu(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """CPU copies of the whole weights, one after the other, on rank 0; the other ranks have taken part on return.
+
+        Under ZeRO-3 a weight is whole only while it is looked at.
+        """
+        if self._rank == 0:
+            return ((name, tensor.detach().cpu().clone()) for name, tensor in self._engine.each_whole_weight())
+        for _ in self._engine.each_whole_weight():
+            pass
+        return iter(())
 
     def open_channel(self, backend: str, address: tuple[str, int], rollouts: Sequence[ray.actor.ActorHandle],
                      num_workers: int) -> None:
@@ -185,24 +208,21 @@ class LearnerActor:
         self._client.version = version
         self._send()
 
-    def save(self, folder: str, extra_files: Sequence[tuple[str, str]] = ()) -> None:
+    def save(self, folder: str) -> None:
         """Writes model and tokenizer as a Hugging Face folder (written beside and renamed); every rank must call."""
+        state = dict(self._whole_on_cpu())
+        if self._rank != 0:
+            return
         target = Path(folder)
         beside = target.with_name(target.name + ".partial")
-        with self._engine.whole_weights() as named:
-            if self._rank != 0:
-                return
-            state = {name: tensor.detach().cpu().clone() for name, tensor in named}
         self._model.save_pretrained(beside, state_dict=state)
         self._tokenizer.save_pretrained(beside)
-        for name, text in extra_files:
-            (beside / name).write_text(text)
         beside.rename(target)
 
 
 def refuse_non_finite(loss: torch.Tensor, rows: str, step: int) -> None:
-    """Raises UserError before a gradient is taken of a loss that is not a number; the weights stay as they were."""
+    """Raises UserError before a gradient is taken of a loss that is not a number."""
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise UserError(f"loss must be finite, got {value} at update {step} in rows {rows}; the weights of the update "
-                        "before are kept: lower learner.learning_rate or look at those rows")
+        raise UserError(f"loss must be finite, got {value} at update {step} in rows {rows}; no weight was changed by "
+                        "them: start again with a lower learner.learning_rate, or look at those rows")

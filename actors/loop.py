@@ -65,7 +65,8 @@ async def train(config: TrainConfig, fleet: Fleet, rows: Sequence[dict], test_ro
         report.say(line)
     num_samples = config.steps * config.rollout.groups_per_step * config.rollout.group_size
     return {"before": before, "after": after, "samples_per_s": num_samples / loop_s, "loop_s": loop_s,
-            "max_logprob_gap": max(gap, after["max_logprob_gap"]), "weights_checksum": checksum}
+            "num_test_prompts": len(test_rows), "max_logprob_gap": max(gap, after["max_logprob_gap"]),
+            "weights_checksum": checksum}
 
 
 async def _learn(fleet: Fleet, done: Walk, estimator: str) -> tuple[dict[str, float], float]:
@@ -101,9 +102,10 @@ def _summary_values(summary: pa.Table) -> dict[str, Any]:
     rewards = torch.tensor(summary["reward"].to_pylist(), dtype=torch.float64)
     _, groups = torch.unique(torch.tensor(summary["group_id"].to_pylist()), return_inverse=True)
     parts: dict[str, list[float]] = {}
-    for row in summary["reward_parts"].to_pylist():
-        for name, value in row:
-            parts.setdefault(name, []).append(value)
+    for column in ("reward_parts", "judge_verdicts"):
+        for row in summary[column].to_pylist():
+            for name, value in row:
+                parts.setdefault(name, []).append(value)
     tokens = summary["num_completion_tokens"]
     return {"reward": rewards.mean().item()} | {name: sum(v) / len(v) for name, v in parts.items()} | {
         "completion_tokens": pc.mean(tokens).as_py(), "num_completion_tokens": pc.sum(tokens).as_py(),

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pyarrow as pa
 import ray
 
+from actors.generation import content_seed
 from rlaif.batch import PROMPT, ROLLOUT, check, from_rows
 from rlaif.config import RolloutConfig, WeightSyncConfig
 from rlaif.models import load_tokenizer, published_shapes
 from rlaif.weights import Manifest, refuse_mismatch, version_label
-
-
-def request_seed(seed: int, group_id: int, sample: int) -> int:
-    """The sampling seed of one completion: the same whichever engine serves it."""
-    digest = hashlib.blake2b(f"{seed}/{group_id}/{sample}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 @ray.remote
@@ -70,7 +64,7 @@ class RolloutActor:
         version, config = self._version, self._config
         answers = await asyncio.gather(*(
             self._engine.generate(prompt["prompt_ids"], max_tokens=config.max_tokens, temperature=config.temperature,
-                                  seed=request_seed(seed, prompt["group_id"], sample), with_logprobs=True,
+                                  seed=content_seed(seed, prompt["group_id"], sample), with_logprobs=True,
                                   cache_salt=str(version))
             for sample in range(group_size)))
         texts = self._tokenizer.batch_decode([answer.token_ids for answer in answers], skip_special_tokens=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from actors.placement import refuse_too_large
 from rlaif.cli import working
 from rlaif.config import TrainConfig
 from rlaif.memory import PeakMemory
+from rlaif.models import absolute
 from rlaif.preflight import Checked, check_train
 from rlaif.report import Report, Stopwatch, write_json
 from rlaif.run_folder import claim, finish, refuse_other_run
@@ -32,22 +35,31 @@ def run_training(config: TrainConfig) -> None:
         return
     watch = Stopwatch()
     checked = check_train(config)
+    asked, config = config, with_absolute_paths(config)     # actors may run in another folder
     where = connect()
     try:
         refuse_too_large(roles(config), ray.cluster_resources())
-        claim(config.output_dir, config)
-        report = Report(config.output_dir)
-        report.say(f"{where}; results go to {Path(config.output_dir).resolve()}")
-        with working(), PeakMemory() as memory:
-            figures = asyncio.run(_train(config, checked, report, watch, lambda: time.process_time() - memory.cpu_s))
-        summary = _summary(config, figures, watch, memory.peak_gb)
-        write_json(Path(config.output_dir) / "summary.json", summary)
-        report.say(f"policy: {export_folder(config.output_dir)}   summary: {config.output_dir}/summary.json   "
-                   f"{watch.total:.0f} s in all, {memory.peak_gb:.1f} GB at the peak")
-        report.close()
+        claim(config.output_dir, asked)
+        with contextlib.closing(Report(config.output_dir)) as report:
+            report.say(f"{where}; results go to {config.output_dir}")
+            with working(), PeakMemory() as memory:
+                figures = asyncio.run(_train(
+                    config, checked, report, watch, lambda: time.process_time() - memory.cpu_s))
+            summary = _summary(config, figures, watch, memory.peak_gb)
+            write_json(Path(config.output_dir) / "summary.json", summary)
+            report.say(f"policy: {export_folder(config.output_dir)}   summary: {config.output_dir}/summary.json   "
+                       f"{watch.total:.0f} s in all, {memory.peak_gb:.1f} GB at the peak")
         finish(config.output_dir)
     finally:
         ray.shutdown()
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """`config` with its local folders seen from anywhere; names on a hub stay names."""
+    return dataclasses.replace(
+        config, output_dir=str(Path(config.output_dir).resolve()),
+        policy=dataclasses.replace(config.policy, model=absolute(config.policy.model)),
+        reward=dataclasses.replace(config.reward, model=absolute(config.reward.model)))
 
 
 async def _train(config: TrainConfig, checked: Checked, report: Report, watch: Stopwatch,
@@ -82,6 +94,6 @@ def _summary(config: TrainConfig, figures: dict[str, Any], watch: Stopwatch, pea
         "steps": config.steps, "seed": config.seed, **sides, "kl": after.get("kl"),
         "wall_s": {**watch.seconds, "loop": figures["loop_s"], "total": watch.total},
         "samples_per_s": figures["samples_per_s"], "peak_rss_gb": peak_gb,
-        "max_logprob_gap": figures["max_logprob_gap"], "num_test_prompts": config.evaluation.num_prompts,
+        "max_logprob_gap": figures["max_logprob_gap"], "num_test_prompts": figures["num_test_prompts"],
         "weights_checksum": figures["weights_checksum"], "versions": versions(),
     }

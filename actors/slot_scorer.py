@@ -14,7 +14,8 @@ from rlaif.metrics import Metric, Sum
 from rlaif.reward_model import RewardModel
 
 
-@ray.remote
+# Out of order: a batch whose explanation is there must not wait for one that was asked for earlier.
+@ray.remote(allow_out_of_order_execution=True)
 class SlotActor:
     """Verbs: `ready`, `score`. `gold` names the judge that watches beside the reward, or None."""
 
@@ -35,16 +36,17 @@ class SlotActor:
         prompts, completions = explained["prompt"].to_pylist(), explained["completion"].to_pylist()
         scored = self._model.score(prompts, completions, explained["explanation"].to_pylist(),
                                    max_tokens_per_batch=self._config.max_tokens_per_batch)
-        parts = {"esfp": scored.reward.tolist()}
-        if self._gold is not None:
-            parts |= self._gold(prompts, completions)
+        rewards = scored.reward.tolist()
+        verdicts = self._gold(prompts, completions) if self._gold is not None else {}
         table = with_columns(explained, SCORED, {
             "slot_probabilities": [
                 [p for slot, size in zip(row, self._num_classes, strict=True) for p in slot[:size]]
                 for row in scored.probabilities.tolist()],
             "slot_scores": scored.slot_scores.tolist(),
-            "reward_parts": [list(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)],
-            "reward": scored.reward.tolist(), "reward_version": [self._version] * explained.num_rows})
+            "reward_parts": [[("esfp", reward)] for reward in rewards], "reward": rewards,
+            "judge_verdicts": [[(name, values[row]) for name, values in verdicts.items()]
+                               for row in range(explained.num_rows)],
+            "reward_version": [self._version] * explained.num_rows})
         summary = table.select(list(SUMMARY_COLUMNS)).append_column(
             "num_completion_tokens", pc.list_value_length(table["completion_ids"]))
         return table, summary, {"slot_inputs_cut": Sum(scored.num_truncated)}

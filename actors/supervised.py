@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import re
 import shutil
@@ -25,8 +26,8 @@ from rlaif.cli import working
 from rlaif.config import ExplainerConfig, RewardTrainConfig, RoleConfig, SftConfig, UserError
 from rlaif.explanations import check_template
 from rlaif.metrics import merge, values
-from rlaif.models import load_tokenizer, refuse_incomplete, word_tokenizer
-from rlaif.preflight import check_context
+from rlaif.models import absolute, load_tokenizer, refuse_incomplete, word_tokenizer
+from rlaif.preflight import check_context, check_slot_model
 from rlaif.report import Report, write_json
 from rlaif.reward_model import RewardSpec, write_spec
 from rlaif.run_folder import claim, finish, refuse_other_run
@@ -57,7 +58,8 @@ def run_sft(config: SftConfig) -> None:
     with _run(config, {"learner": config.placement}) as report:
         folder = str(Path(config.output_dir) / TOKENIZER)
         tokenizer.save_pretrained(folder)
-        spec = LearnerSpec(model=config.policy, tokenizer=str(Path(folder).resolve()), learner=config.learner,
+        model = dataclasses.replace(config.policy, model=absolute(config.policy.model))
+        spec = LearnerSpec(model=model, tokenizer=str(Path(folder).resolve()), learner=config.learner,
                            total_steps=config.steps, seed=config.seed)
         asyncio.run(_fit(config, spec, rows["train"], rows["dev"], report))
 
@@ -69,14 +71,13 @@ def run_reward_training(config: RewardTrainConfig) -> None:
         return
     template = slot_template(config)
     refuse_incomplete(config.explainer.model, "explainer.model")
-    check_template(config.explainer.template, "explainer.template")
+    check_template(config.explainer.template, config.explainer.principles, "explainer.template")
     check_context(config.explainer.model, config.explainer.engine.max_model_len, "explainer.engine.max_model_len")
     if config.slot_model.model is None:
-        words = word_tokenizer(_slot_texts({}, template), masked=True)
+        compile_template(template, word_tokenizer(_slot_texts({}, template), masked=True))
     else:
         refuse_incomplete(config.slot_model.model, "slot_model.model")
-        words = load_tokenizer(config.slot_model.model)
-    compile_template(template, words)
+        check_slot_model(config.slot_model.model, template)
     rows, labels = {}, {}
     for split in ("train", "dev"):
         key = f"data.{split}"
@@ -89,18 +90,20 @@ def run_reward_training(config: RewardTrainConfig) -> None:
     with _run(config, {"explainer": role}) as report:
         refuse_too_large({"learner": config.placement}, ray.cluster_resources())
         judged = asyncio.run(_explain(config, role, rows, labels, report))
-        tokenizer_folder = config.slot_model.model
+        model = dataclasses.replace(config.slot_model, model=absolute(config.slot_model.model))
+        tokenizer_folder = model.model
         if tokenizer_folder is None:
             tokenizer = word_tokenizer(_slot_texts(judged, template), masked=True)
             tokenizer_folder = str((Path(config.output_dir) / TOKENIZER).resolve())
             tokenizer.save_pretrained(tokenizer_folder)
             compile_template(template, tokenizer)
-        spec = LearnerSpec(model=config.slot_model, tokenizer=tokenizer_folder, learner=config.learner,
+        spec = LearnerSpec(model=model, tokenizer=tokenizer_folder, learner=config.learner,
                            total_steps=config.steps, seed=config.seed, objective=template, is_masked=True)
         figures = asyncio.run(_fit(config, spec, judged["train"], judged["dev"], report))
         write_spec(config.output_dir, RewardSpec(
             template=template, explainer=_reference(config.explainer.model, config.output_dir),
-            explanation_template=config.explainer.template, facts={"dev": figures}))
+            explanation_template=config.explainer.template,
+            principles=config.explainer.principles, facts={"dev": figures}))
 
 
 def slot_template(config: RewardTrainConfig) -> SlotTemplate:
@@ -153,8 +156,6 @@ async def _fit(config: SftConfig | RewardTrainConfig, spec: LearnerSpec, train: 
             parts.append(await gang.update(ray.put(train.take(chosen))))
             if step % config.log_every == 0 or step == config.steps:
                 shown = values(merge(parts))
-                # Losses of the steps since the last line add up: show their mean.
-                shown["loss"] /= len(parts)
                 report.step(step, shown)
                 report.say(f"step {step}/{config.steps}  " + _shown(shown) +
                            f"  {(time.perf_counter() - started) / step:.3f} s a step")
@@ -177,7 +178,7 @@ def _shown(figures: dict[str, float]) -> str:
 
 async def _save_into(gang: Gang, output_dir: str) -> None:
     """Saves the model's files into `output_dir` itself; the weights arrive last."""
-    beside = Path(output_dir) / "model"
+    beside = Path(output_dir).resolve() / "model"
     shutil.rmtree(beside, ignore_errors=True)
     await gang.save(str(beside))
     for path in sorted(beside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
@@ -193,9 +194,8 @@ async def _explain(config: RewardTrainConfig, role: RoleConfig, rows: dict[str, 
         report.say("explanations are there already")
         return {split: check(pa.parquet.read_table(path), JUDGED) for split, path in files.items()}
     source = config.explainer
-    model = str(Path(source.model).resolve()) if Path(source.model).is_dir() else source.model
-    explainer = ExplainerConfig(model=model, template=source.template, max_tokens=source.max_tokens,
-                                engine=source.engine)
+    explainer = ExplainerConfig(model=absolute(source.model), template=source.template, principles=source.principles,
+                                max_tokens=source.max_tokens, engine=source.engine)
     placement = Placement({"explainer": role}, "PACK", READY_TIMEOUT_S)
     try:
         actors = [ExplainerActor.options(**placement.options("explainer", index)).remote(

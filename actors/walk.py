@@ -64,9 +64,13 @@ async def walk(fleet: Fleet, prompts: pa.Table, *, group_size: int, seed: int) -
     done = Walk()
     followers: list[asyncio.Task] = []
     done.clocks["rollout"].enter()
-    await asyncio.gather(*(_roll_out(fleet, actor, part, group_size, seed, done, followers)
-                           for actor, part in fleet.split(prompts)))
-    await asyncio.gather(*followers)
+    try:
+        await asyncio.gather(*(_roll_out(fleet, actor, part, group_size, seed, done, followers)
+                               for actor, part in fleet.split(prompts)))
+        await asyncio.gather(*followers)
+    finally:
+        for follower in followers:
+            follower.cancel()       # after an error; a finished one takes no notice
     expected = prompts.num_rows * group_size
     if done.summary.num_rows != expected:
         raise RuntimeError(f"a step must score {expected} rollouts, got {done.summary.num_rows}")

@@ -6,7 +6,6 @@ GatheredParameters. Nothing else in the project imports deepspeed.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -64,15 +63,16 @@ class ZeroEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
-    @contextlib.contextmanager
-    def whole_weights(self) -> Iterator[list[tuple[str, Tensor]]]:
-        """(name, whole tensor) pairs in checkpoint names while inside; every rank must enter."""
-        named = list(self._model.named_parameters())
-        if self._config.zero_stage == 3:
-            with deepspeed.zero.GatheredParameters([tensor for _, tensor in named]):
-                yield named
-        else:
-            yield named
+    def shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """(name, dtype, whole shape) of every weight, in the order of `each_whole_weight`; gathers nothing."""
+        return [(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
+                for name, tensor in self._model.named_parameters()]
+
+    def each_whole_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole tensor) one after the other, never all at once; every rank must iterate."""
+        for name, tensor in self._model.named_parameters():
+            with deepspeed.zero.GatheredParameters([tensor], enabled=self._config.zero_stage == 3):
+                yield name, tensor.data
 
 
 def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
@@ -84,6 +84,8 @@ def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
         adam_rate = config.learning_rate if config.adam_learning_rate is None else config.adam_learning_rate
         optimizer = {"type": "Muon", "params": rates | adam | {"adam_lr": adam_rate, "momentum": 0.95}}
     zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.optimizer == "muon":      # DeepSpeed's Muon needs whole gradients at stage 3
+        zero["reduce_scatter"] = config.zero_stage != 3
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
@@ -92,14 +94,3 @@ def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
         "bf16": {"enabled": config.dtype == "bfloat16"}, "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False, "steps_per_print": 1 << 60, "wall_clock_breakdown": False,
     }
-
-    def shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """(name, dtype, whole shape) of every weight, in the order of `each_whole_weight`; gathers nothing."""
-        return [(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
-                for name, tensor in self._model.named_parameters()]
-
-    def each_whole_weight(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor) one after the other, never all at once; every rank must iterate."""
-        for name, tensor in self._model.named_parameters():
-            with deepspeed.zero.GatheredParameters([tensor], enabled=self._config.zero_stage == 3):
-                yield name, tensor.data

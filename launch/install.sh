@@ -14,12 +14,23 @@ find_python() {
   return 1
 }
 
+device() {  # gpu where an NVIDIA GPU answers, else cpu
+  if [ -n "${RLAIF_EXTRA:-}" ]; then
+    echo "$RLAIF_EXTRA"
+  elif command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then
+    echo gpu
+  else
+    echo cpu
+  fi
+}
+
 install() {  # install <extras beside the device's>
-  local device extras mark python
-  device=${RLAIF_EXTRA:-$(if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then echo gpu; else echo cpu; fi)}
+  local device extras mark python sum
+  device=$(device)
   extras="$device${1:+,$1}"
-  mark=".venv/installed-$extras-$(cksum < pyproject.toml | cut -d ' ' -f 1)"
-  if [ ! -f "$mark" ]; then
+  sum=$(cksum < pyproject.toml | cut -d ' ' -f 1)
+  mark=".venv/installed-$extras-$sum"
+  if [ ! -f "$mark" ] && [ ! -f ".venv/installed-$device,dev-$sum" ]; then     # dev holds all the others
     python=$(find_python) || return 1
     echo "installing rlaif[$extras] into .venv (some minutes the first time)"
     [ -x .venv/bin/python ] || "$python" -m venv .venv

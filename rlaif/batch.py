@@ -63,6 +63,8 @@ SCORED = _extend(
     _field("slot_scores", _tokens(pa.float32()), axis="slots", role="signal"),
     _field("reward_parts", pa.map_(pa.string(), pa.float32()), axis="row", role="signal"),
     _field("reward", pa.float32(), axis="row", role="signal"),
+    # What a judge that only watches says; never part of the reward.
+    _field("judge_verdicts", pa.map_(pa.string(), pa.float32()), axis="row", role="signal"),
     _field("reward_version", pa.string(), axis="row", role="identity"),
 )
 
@@ -85,7 +87,7 @@ JUDGED = pa.schema([
 ])
 
 # What the driver reads of a scored batch; the payload itself stays in the object store.
-SUMMARY_COLUMNS = ("group_id", "sample", "policy_version", "reward", "reward_parts", "finish_reason",
+SUMMARY_COLUMNS = ("group_id", "sample", "policy_version", "reward", "reward_parts", "judge_verdicts", "finish_reason",
                    "explanation_finish_reason", "num_explanation_tokens")
 
 

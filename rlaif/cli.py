@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlaif.config import UserError
 from rlaif.config_file import load
+from rlaif.run_folder import refuse_other_run
 
 Config = TypeVar("Config")
 
@@ -28,10 +29,15 @@ def main(kind: type[Config], description: str, body: Callable[[Config], None]) -
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override one value, such as seed=1")
-    arguments = parser.parse_args()
+    parser.add_argument("--check", action="store_true", help="check configuration and output_dir, then stop")
+    arguments = parser.parse_intermixed_args()
     _quiet_libraries()
     try:
-        body(load(kind, arguments.config, arguments.overrides))
+        config = load(kind, arguments.config, arguments.overrides)
+        if arguments.check:
+            refuse_other_run(config.output_dir, config)
+        else:
+            body(config)
     except ValueError as error:
         # Raised in an actor, it arrives with the actor's traceback around it; Ray's log files keep that.
         error = getattr(error, "cause", None) or error

@@ -376,6 +376,7 @@ class ExplainerSourceConfig:
 
     model: str = MISSING                # folder or name of the explainer
     template: str = "{prompt}\nAnswer: {completion}\nReason:"
+    principles: str = ""                # text the template may use as {principles}
     max_tokens: int = 64                # tokens of an explanation, > 0
     num_actors: int = 1                 # this and the next three as in RoleConfig
     num_cpus: float = 1.0

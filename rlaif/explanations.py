@@ -9,8 +9,9 @@ from rlaif.config import UserError
 FIELDS = ("prompt", "completion", "principles")
 
 
-def check_template(template: str, key: str) -> None:
-    """Raises UserError unless `template` has {prompt} and {completion}, plain, and no unknown field."""
+def check_template(template: str, principles: str, key: str) -> None:
+    """Raises UserError unless `template` has {prompt} and {completion}, plain, and no unknown field;
+    {principles} too where there are some."""
     try:
         parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
@@ -23,6 +24,8 @@ def check_template(template: str, key: str) -> None:
         if name not in FIELDS or spec or conversion:
             given = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             raise UserError(f"{key} must use the fields {', '.join(FIELDS)} only, got {{{given}}}")
+    if principles and "principles" not in found:
+        raise UserError(f"{key} must have the field {{principles}} where principles are given, got {template!r}")
 
 
 def explanation_prompt(template: str, prompt: str, completion: str, principles: str = "") -> str:

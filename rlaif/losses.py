@@ -143,7 +143,7 @@ def policy_loss(
     if options.importance_cap is not None:
         means["importance_truncated_share"] = raw_weight > options.importance_cap
     if kl is not None:
-        means["kl"] = kl
+        means["kl_per_token"] = kl
     if entropy is not None:
         means["entropy"] = _only(entropy, mask)
     maxima = {"max_importance_weight": raw_weight, "max_logprob_gap": (proximal - rollout).abs()}

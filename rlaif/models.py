@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -138,16 +137,18 @@ def context_length(model: str) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
 
 
-def local_folder(model: str) -> str:
-    """The folder of a model: itself, or where the Hugging Face cache keeps a name (downloaded if need be)."""
-    if Path(model).is_dir():
-        return model
-    return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+def absolute(model: str | None) -> str | None:
+    """A local folder as an absolute path; a name as it is."""
+    return str(Path(model).resolve()) if model and Path(model).is_dir() else model
+
+
+def skeleton(model: str, kind: type) -> PreTrainedModel:
+    """A model of a name or folder without its weights; `kind` is an Auto class. Takes no memory."""
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    with torch.device("meta"):
+        return kind.from_config(config, trust_remote_code=False)
 
 
 def published_shapes(model: str) -> dict[str, tuple[int, ...]]:
-    """name -> shape of the weights that a learner of `model` publishes: its checkpoint's, tied ones once."""
-    shapes = checkpoint_shapes(local_folder(model))
-    if AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config().tie_word_embeddings:
-        shapes.pop("lm_head.weight", None)
-    return shapes
+    """name -> shape of the weights that a learner of `model`, a causal LM, publishes: parameters, tied ones once."""
+    return {name: tuple(tensor.shape) for name, tensor in skeleton(model, AutoModelForCausalLM).named_parameters()}

@@ -6,14 +6,17 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import AutoModelForMaskedLM
+
 from rlaif.advantages import ADVANTAGES
 from rlaif.config import ExplainerConfig, TrainConfig, UserError
 from rlaif.explanations import check_template
 from rlaif.gold import GOLD
-from rlaif.models import context_length, load_tokenizer, refuse_incomplete
+from rlaif.models import absolute, context_length, load_tokenizer, refuse_incomplete, skeleton
 from rlaif.prompts import prompt_rows
 from rlaif.reward_model import RewardSpec, read_spec
-from rlaif.slots import compile_template
+from rlaif.slot_scoring import check_model
+from rlaif.slots import SlotTemplate, compile_template
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,7 @@ def check_train(config: TrainConfig) -> Checked:
     if config.algorithm.advantage not in ADVANTAGES:
         raise UserError(f"algorithm.advantage must be one of {', '.join(ADVANTAGES)}, got "
                         f"{config.algorithm.advantage!r}")
-    if config.sync.backend != "shared_memory" and not config.placement.rollout.num_gpus:
-        raise UserError(f"sync.backend must be shared_memory where rollouts have no GPU, got {config.sync.backend!r}")
+    check_devices(config)
     refuse_incomplete(config.policy.model, "policy.model")
     reward = check_reward_folder(config.reward.model)
     explainer = complete_explainer(config.explainer, reward, config.reward.model)
@@ -49,16 +51,47 @@ def check_train(config: TrainConfig) -> Checked:
     return Checked(train, test[: config.evaluation.num_prompts], explainer, reward)
 
 
+def check_devices(config: TrainConfig) -> None:
+    """Raises UserError for GPUs that do not fit the engines, the ranks or the way weights travel."""
+    placement = config.placement
+    for name, role, engine in (("rollout", placement.rollout, config.rollout.engine),
+                               ("explainer", placement.explainer, config.explainer.engine)):
+        size = engine.tensor_parallel_size
+        if size > 1 and role.num_gpus != size:
+            raise UserError(f"placement.{name}.num_gpus must be {name}.engine.tensor_parallel_size = {size}, got "
+                            f"{role.num_gpus:g}")
+    for name in ("rollout", "explainer", "slot", "learner"):
+        num_gpus = getattr(placement, name).num_gpus
+        if num_gpus > 1 and num_gpus != int(num_gpus):
+            raise UserError(f"placement.{name}.num_gpus must be whole above 1, got {num_gpus:g}")
+    rollout, learner, backend = placement.rollout, placement.learner, config.sync.backend
+    if learner.num_actors > 1 and 0 < learner.num_gpus < 1:
+        raise UserError(f"placement.learner.num_gpus must be 1 for each of {learner.num_actors} ranks, NCCL wants "
+                        f"no two on a GPU, got {learner.num_gpus:g}")
+    if backend != "shared_memory" and not (rollout.num_gpus and learner.num_gpus):
+        raise UserError(f"sync.backend must be shared_memory where rollouts or learners have no GPU, got {backend!r}")
+    if backend == "nccl" and rollout.num_gpus + learner.num_gpus <= 1:
+        raise UserError("sync.backend must be ipc or shared_memory where rollout and learner share a GPU, got 'nccl'")
+    if backend == "ipc" and not (rollout.num_actors == learner.num_actors == 1
+                                 and rollout.num_gpus + learner.num_gpus <= 1):
+        raise UserError("sync.backend must be nccl or shared_memory unless one rollout and one learner share a "
+                        f"GPU (num_gpus of 1 at most together), got 'ipc' with {rollout.num_gpus + learner.num_gpus:g}")
+
+
 def check_reward_folder(folder: str) -> RewardSpec:
     """The specification of a reward folder whose weights are whole and whose tokenizer fits its template."""
     spec = read_spec(Path(folder))
     refuse_incomplete(folder, "reward.model")
-    check_context(folder, spec.template.max_tokens, "max_tokens of the template")
-    try:
-        compile_template(spec.template, load_tokenizer(folder))
-    except ValueError as error:
-        raise UserError(f"{error} (in {folder})") from error
+    check_slot_model(folder, spec.template)
     return spec
+
+
+def check_slot_model(model: str, template: SlotTemplate) -> None:
+    """Raises UserError unless the masked LM of a name or folder can read `template` with its tokenizer."""
+    try:
+        check_model(skeleton(model, AutoModelForMaskedLM), compile_template(template, load_tokenizer(model)))
+    except ValueError as error:
+        raise UserError(f"{error} (in {model})") from error
 
 
 def refuse_unjudgeable(gold: str, rows: dict[str, list[dict]]) -> None:
@@ -76,16 +109,17 @@ def complete_explainer(config: ExplainerConfig, reward: RewardSpec, reward_folde
     """`config` with what it leaves open taken from the reward folder; a relative path there is seen from there."""
     model, where = config.model, "explainer.model"
     if model is None and reward.explainer is not None:
-        beside = Path(reward_folder) / reward.explainer
-        model = str(beside.resolve()) if beside.is_dir() else reward.explainer
+        beside = str(Path(reward_folder) / reward.explainer)
+        model = beside if Path(beside).is_dir() else reward.explainer
         where = f"explainer (in {Path(reward_folder) / 'reward.yaml'})"
     template = config.template or reward.explanation_template
     if model is None or template is None:
         missing = "model" if model is None else "template"
         raise UserError(f"explainer.{missing} must be given, got nothing in the config or in {reward_folder!r}")
     refuse_incomplete(model, where)
-    check_template(template, "explainer.template")
-    return dataclasses.replace(config, model=model, template=template)
+    principles = config.principles or reward.principles
+    check_template(template, principles, "explainer.template")
+    return dataclasses.replace(config, model=absolute(model), template=template, principles=principles)
 
 
 def check_context(model: str | None, max_model_len: int, key: str) -> None:

@@ -41,8 +41,8 @@ def stage_lines(step: int, num_steps: int, values: Mapping[str, Any]) -> list[st
     """A step's headline, then a line for every stage with its count and time."""
     head = f"step {step:>{len(str(num_steps))}}/{num_steps}"
     shown = "  ".join(f"{label} {values[key]:.3f}" for label, key in (
-        ("reward", "reward"), ("gold", "gold"), ("fluent", "fluent"), ("kl", "kl"), ("gap", "max_logprob_gap"))
-        if key in values)
+        ("reward", "reward"), ("gold", "gold"), ("fluent", "fluent"), ("kl", "kl_per_token"),
+        ("gap", "max_logprob_gap")) if key in values)
     lines = [f"{head}  {shown}  length {values['completion_tokens']:.1f}  {values['step_s']:.2f} s"]
     stages = (
         ("rollout", f"{values['num_rollouts']:d} completions, {values['num_completion_tokens']:d} tokens, "
@@ -62,8 +62,8 @@ def sample_lines(rows: Sequence[Mapping[str, Any]], slot_labels: Sequence[str]) 
     lines = []
     for row in rows:
         slots = "  ".join(f"{label} {p:.2f}" for label, p in zip(slot_labels, row["slot_probabilities"], strict=True))
-        parts = dict(row["reward_parts"])
-        gold = f"  gold {parts['gold']:.0f}" if "gold" in parts else ""
+        verdicts = dict(row["judge_verdicts"])
+        gold = f"  gold {verdicts['gold']:.0f}" if "gold" in verdicts else ""
         lines += [f"  | prompt       {_one_line(row['prompt'])}", f"  | completion   {_one_line(row['completion'])}",
                   f"  | explanation  {_one_line(row['explanation'])}",
                   f"  | slots        {slots}  reward {row['reward']:.2f}{gold}", "  |"]

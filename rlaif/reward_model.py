@@ -37,6 +37,7 @@ class RewardSpec:
     )
     explainer: str | None = None  # stage 1: model name or folder; None where there are no explanations
     explanation_template: str | None = None  # stage 1: the text that asks for an explanation
+    principles: str = ""  # stage 1: what the explainer was told about how to judge
     facts: dict[str, Any] = field(
         default_factory=dict
     )  # free: hashes of data and config, figures of the evaluation

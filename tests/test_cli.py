@@ -63,3 +63,12 @@ def test_behind_the_checks_only_a_user_error_is_the_users(call):
     with pytest.raises(RuntimeError, match="bug") as raised:
         call(broken(ValueError("unequal lengths")))
     assert str(raised.value.__cause__) == "unequal lengths"
+
+
+def test_check_stops_before_the_body_and_refuses_as_it_would(call, tmp_path):
+    seen = []
+    assert call(seen.append, "--check", f"output_dir={tmp_path / 'new'}") == (0, "")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    code, error = call(seen.append, "--check", f"output_dir={tmp_path / 'full'}")
+    assert (code, seen) == (2, []) and "holds files of no run" in error

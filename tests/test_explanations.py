@@ -6,7 +6,7 @@ from rlaif.explanations import check_template, explanation_prompt
 
 def test_a_template_is_filled_in():
     template = "{principles}Q: {prompt} A: {completion} {{so}}"
-    check_template(template, "explainer.template")
+    check_template(template, "", "explainer.template")
     assert explanation_prompt(template, "p", "c", "Be kind. ") == "Be kind. Q: p A: c {so}"
 
 
@@ -30,9 +30,15 @@ def test_what_a_text_holds_is_never_read_as_a_field(text):
 )
 def test_a_bad_template_is_refused_before_anything_is_asked(template, message):
     with pytest.raises(UserError) as caught:
-        check_template(template, "explainer.template")
+        check_template(template, "", "explainer.template")
     assert str(caught.value).startswith(f"explainer.template {message}")
 
 
 def test_the_template_that_comes_by_default_is_a_good_one():
-    check_template(ExplainerSourceConfig().template, "explainer.template")
+    check_template(ExplainerSourceConfig().template, "", "explainer.template")
+
+
+def test_principles_without_their_field_are_refused() -> None:
+    check_template("{principles} {prompt} {completion}", "Be kind.", "explainer.template")
+    with pytest.raises(UserError, match=r"explainer.template must have the field \{principles\}"):
+        check_template("{prompt} {completion}", "Be kind.", "explainer.template")

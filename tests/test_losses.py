@@ -172,7 +172,7 @@ def test_k3_in_the_metrics_and_entropy_are_means_per_token():
     entropy = torch.rand(6, 5)
     _, _, metrics = run(batch, entropy=entropy)
     d = (batch["reference_logprobs"] - batch["policy_logprobs"])[mask]
-    assert values(metrics)["kl"] == pytest.approx((d.exp() - d - 1).mean().item(), rel=1e-4)
+    assert values(metrics)["kl_per_token"] == pytest.approx((d.exp() - d - 1).mean().item(), rel=1e-4)
     assert values(metrics)["entropy"] == pytest.approx(entropy[mask].mean().item())
 
 

@@ -8,11 +8,11 @@ from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM
 from rlaif import scenes
 from rlaif.config import ScratchConfig, UserError
 from rlaif.models import (
+    absolute,
     context_length,
     load_causal_lm,
     load_masked_lm,
     load_tokenizer,
-    local_folder,
     published_shapes,
     refuse_incomplete,
     scratch_causal_lm,
@@ -124,7 +124,8 @@ def test_a_tied_output_layer_in_a_checkpoint_is_published_once(kind, folder):
 @kinds
 def test_the_context_is_what_the_configuration_says(kind, folder):
     assert context_length(str(folder)) == 48
-    assert local_folder(str(folder)) == str(folder)
+    assert absolute(str(folder)) == str(folder)
+    assert absolute("some/name") == "some/name" and absolute(None) is None
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_template_longer_than_the_slot_model_reads_is_refused_before_it_is_loa
     shutil.copytree(folders.reward, folder)
     text = (folder / "reward.yaml").read_text()
     (folder / "reward.yaml").write_text(text.replace("max_tokens: 192", "max_tokens: 257"))
-    with pytest.raises(UserError, match=r"max_tokens of the template must be at most the 256 tokens that .*, got 257"):
+    with pytest.raises(UserError, match=r"max_tokens must be <= 256, the positions of the model, got 257"):
         check_reward_folder(str(folder))
 
 

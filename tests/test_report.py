@@ -7,14 +7,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlaif.report import Report, Stopwatch, before_after_table, sample_lines, stage_lines, write_json
 
 VALUES = {
-    "reward": 0.5, "gold": 0.25, "fluent": 1.0, "kl": 0.125, "max_logprob_gap": 1e-6, "completion_tokens": 10.5,
+    "reward": 0.5, "gold": 0.25, "fluent": 1.0, "kl_per_token": 0.125, "max_logprob_gap": 1e-6,
+    "completion_tokens": 10.5,
     "step_s": 2.0, "num_rollouts": 16, "num_completion_tokens": 168, "num_cut": 1, "explanation_tokens": 30.25,
     "explanations_cut": 2.0, "slot_inputs_cut": 3.0, "equal_reward_group_share": 0.5, "grad_norm": 1.5,
     "policy_version": 7, "checksum": "0123456789abcdef",
     "rollout_s": 0.5, "explain_s": 0.75, "score_s": 0.25, "learn_s": 1.0, "sync_s": 0.125,
 }
 ROW = {"prompt": "Say\n  so", "completion": "so", "explanation": "x" * 300, "slot_probabilities": [0.75, 0.25],
-       "reward": 0.75, "reward_parts": [("esfp", 0.75), ("gold", 1.0)]}
+       "reward": 0.75, "reward_parts": [("esfp", 0.75)], "judge_verdicts": [("gold", 1.0)]}
 
 
 def test_a_step_is_shown_stage_by_stage():
@@ -29,12 +30,12 @@ def test_a_step_is_shown_stage_by_stage():
 
 
 def test_figures_that_a_run_does_not_have_are_left_out_of_the_headline():
-    values = {name: value for name, value in VALUES.items() if name not in ("gold", "fluent", "kl")}
+    values = {name: value for name, value in VALUES.items() if name not in ("gold", "fluent", "kl_per_token")}
     assert stage_lines(1, 9, values)[0] == "step 1/9  reward 0.500  gap 0.000  length 10.5  2.00 s"
 
 
 def test_a_sample_is_shown_from_prompt_to_gold_a_line_each():
-    lines = sample_lines([ROW, ROW | {"reward_parts": [("esfp", 0.75)]}], ["verdict:yes", "verdict:no"])
+    lines = sample_lines([ROW, ROW | {"judge_verdicts": []}], ["verdict:yes", "verdict:no"])
     assert lines[:5] == [
         "  | prompt       Say so", "  | completion   so", "  | explanation  " + "x" * 157 + "...",
         "  | slots        verdict:yes 0.75  verdict:no 0.25  reward 0.75  gold 1", "  |"]

@@ -10,15 +10,23 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from actors.cluster import connect
+from rlaif.config import RoleConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 START = ROOT / "rlaif" / "scenes" / "start"
 
+# On a machine with a GPU the roles share it, as launch/quickstart.sh shares it.
+GPUS = {"rollout": 0.25, "explainer": 0.25, "slot": 0.2, "learner": 0.3} if torch.cuda.is_available() else {}
+SHARED_GPU = [f"placement.{role}.num_gpus={share}" for role, share in GPUS.items()] + (
+    ["placement.learner.num_actors=1", "rollout.engine.gpu_memory_utilization=0.2",
+     "explainer.engine.gpu_memory_utilization=0.2"] if GPUS else [])
+
 # A short run of the quickstart's own configuration.
 SHORT = ("steps=3", "rollout.groups_per_step=4", "rollout.group_size=4", "evaluation.num_prompts=24",
-         "prompts.num_test=24", "report.samples_every=2")
+         "prompts.num_test=24", "report.samples_every=2", *SHARED_GPU)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,6 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def launch(*arguments: str, timeout_s: float = 400.0) -> subprocess.CompletedProcess[str]:
     """`python <arguments>` in the project's folder, as a user would run it."""
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, text=True, capture_output=True, timeout=timeout_s)
+
+
+def role(name: str, num_cpus: float = 0.5, num_actors: int = 1) -> RoleConfig:
+    return RoleConfig(num_actors=num_actors, num_cpus=num_cpus, num_gpus=GPUS.get(name, 0.0))
 
 
 class Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pyarrow as pa
@@ -12,24 +13,31 @@ import torch
 from actors.placement import Placement
 from actors.rollout import RolloutActor
 from rlaif.batch import ROLLOUT, check
-from rlaif.config import EngineConfig, PromptsConfig, RoleConfig, RolloutConfig, WeightSyncConfig
+from rlaif.config import EngineConfig, PromptsConfig, RolloutConfig, WeightSyncConfig
 from rlaif.models import load_causal_lm, load_tokenizer
 from rlaif.objectives import PolicyObjective, PolicyOptions
 from rlaif.prompts import in_order, prompt_rows
 from rlaif.weights import pack
-from tests.real.conftest import START
+from tests.real.conftest import START, Run, role
 
 POLICY = str(START / "policy")
 
 
-@pytest.fixture(scope="module")
-def actor(local_ray: None):
-    placement = Placement({"rollout": RoleConfig(num_cpus=0.5)}, "PACK", 60)
-    config = RolloutConfig(max_tokens=24, engine=EngineConfig(max_model_len=64))
-    actor = RolloutActor.options(**placement.options("rollout", 0)).remote(POLICY, config, WeightSyncConfig(), 0, 0)
+@contextlib.contextmanager
+def rollout_actor(policy: str):
+    placement = Placement({"rollout": role("rollout")}, "PACK", 60)
+    config = RolloutConfig(max_tokens=24, engine=EngineConfig(max_model_len=64, gpu_memory_utilization=0.2))
+    actor = RolloutActor.options(**placement.options("rollout", 0)).remote(
+        policy, config, WeightSyncConfig(), role("rollout").num_gpus, 0)
     ray.get(actor.ready.remote(), timeout=120)
     yield actor
     placement.remove()
+
+
+@pytest.fixture(scope="module")
+def actor(local_ray: None):
+    with rollout_actor(POLICY) as actor:
+        yield actor
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +113,11 @@ def test_a_batch_of_another_schema_is_refused(actor, prompts) -> None:
     stream = actor.generate.options(num_returns="streaming").remote(prompts.drop_columns(["source"]), 4, 7, 6)
     with pytest.raises(ValueError, match="batch must have column source"):
         ray.get(next(iter(stream)))
+
+
+def test_vllm_loads_the_policy_that_a_run_exports(local_ray: None, short_run: Run, prompts) -> None:
+    folder = str(short_run.output_dir / "policy")
+    with rollout_actor(folder) as actor:
+        rollouts = roll_out(actor, prompts)
+    assert gap(rollouts, load_causal_lm(folder, "float32")) <= 1e-4
+    assert gap(rollouts, load_causal_lm(POLICY, "float32")) > 1e-3, "it must not be the start policy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -42,8 +43,11 @@ def test_engine_and_learner_agree_on_every_logprob(short_run: Run) -> None:
 def test_the_console_names_every_stage_and_nothing_else_shouts(short_run: Run) -> None:
     for stage in ("rollout", "explain", "score", "learn", "sync"):
         assert sum(line.startswith(f"  {stage} ") for line in short_run.printed.splitlines()) == 3, stage
-    for part in ("prompt ", "completion ", "explanation ", "slots ", "gold "):
-        assert f"  | {part}" in short_run.printed or part in short_run.printed
+    for part in ("prompt", "completion", "explanation", "slots"):
+        assert f"  | {part} " in short_run.printed
+    slots = [line for line in short_run.printed.splitlines() if line.startswith("  | slots")]
+    assert len(slots) == 2
+    assert all(re.search(r"verdict:yes \d\.\d\d .* reward \d\.\d\d  gold [01]$", line) for line in slots)
     for noise in ("WARNING", "Warning", "Traceback", "DeepSpeed", "INFO"):
         assert noise not in short_run.printed, short_run.printed
 
@@ -76,6 +80,20 @@ def test_same_configuration_and_seed_give_the_same_run(short_run: Run, tmp_path:
     assert again.summary["gold_after"] == short_run.summary["gold_after"]
 
 
+def test_zero_3_learns_the_same_from_the_same_rollouts(short_run: Run, tmp_path: Path) -> None:
+    """Reference, update, drift, publish and export with sharded weights, on two ranks (one where there is a GPU)."""
+    sharded = run_short(tmp_path / "zero3", "steps=1", "learner.zero_stage=3")
+    for name in ("reward", "loss", "kl_per_token", "grad_norm", "entropy"):
+        assert sharded.steps[0][name] == pytest.approx(short_run.steps[0][name], abs=1e-4), name
+
+
+def test_several_epochs_and_minibatches_update_more_often(short_run: Run, tmp_path: Path) -> None:
+    run = run_short(tmp_path / "several", "steps=1", "algorithm.num_epochs=2", "algorithm.num_minibatches=2")
+    assert run.steps[0]["reward"] == pytest.approx(short_run.steps[0]["reward"], abs=1e-4)
+    assert run.steps[0]["clip_share"] >= 0 and run.steps[0]["max_logprob_gap"] <= 1e-4
+    assert run.steps[0]["kl_per_token"] > short_run.steps[0]["kl_per_token"], "later minibatches see a moved policy"
+
+
 def test_another_seed_gives_another_run(short_run: Run, tmp_path: Path) -> None:
     other = run_short(tmp_path / "other", "seed=1", "steps=1")
     assert other.steps[0]["num_completion_tokens"] != short_run.steps[0]["num_completion_tokens"]
@@ -103,6 +121,10 @@ def test_a_ray_job_does_the_same(short_run: Run, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert "joined the Ray cluster" in done.stdout
         job = Run(output_dir, done.stdout)
+        listed = subprocess.run([ray_command, "list", "actors", "--address", "http://127.0.0.1:28265", "--detail"],
+                                env=environment, text=True, capture_output=True, timeout=60)
+        for name in ("rollout-0", "explainer-0", "slot-0", "learner-0"):
+            assert name in listed.stdout, listed.stdout[-2000:] + listed.stderr[-2000:]
         assert job.summary["gold_after"] == pytest.approx(short_run.summary["gold_after"], abs=0.05)
     finally:
         head.terminate()

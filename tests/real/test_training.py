@@ -1,0 +1,47 @@
+"""Supervised and reward training from nothing, through the launchers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlaif.models import load_causal_lm, load_tokenizer
+from rlaif.reward_model import RewardModel
+from tests.real.conftest import GPUS, START, launch
+
+ON_GPU = ("placement.num_actors=1", "placement.num_gpus=1") if GPUS else ()
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_sft_learns_and_leaves_a_hugging_face_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    done = launch("launch/sft.py", "configs/scenes_policy.yaml", f"output_dir={folder}", "steps=12", "log_every=4",
+                  "data.num_train=1000", "data.num_dev=32", *ON_GPU)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    first, *_, last = losses(folder)
+    assert last < first - 0.5
+    model, tokenizer = load_causal_lm(str(folder), "float32"), load_tokenizer(str(folder))
+    assert model.config.vocab_size == len(tokenizer)
+    assert all(torch.isfinite(tensor).all() for tensor in model.parameters())
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_a_reward_folder_is_trained_on_what_the_explainer_wrote(tmp_path: Path, zero_stage: int) -> None:
+    folder = tmp_path / "reward"
+    done = launch("launch/train_reward.py", "configs/scenes_reward.yaml", f"output_dir={folder}", "steps=12",
+                  "log_every=4", f"explainer.model={START / 'explainer'}", "data.num_train=256", "data.num_dev=64",
+                  f"learner.zero_stage={zero_stage}", "explainer.num_gpus=" + str(float(bool(GPUS))), *ON_GPU)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    first, *_, last = losses(folder)
+    assert last < first
+    reward = RewardModel.load(folder)
+    assert (folder / reward.spec.explainer).resolve() == (START / "explainer").resolve()
+    scored = reward.score(["Say something that must be true: A man reads a book."], ["A man reads a book."], ["a"],
+                          max_tokens_per_batch=1000)
+    assert scored.probabilities.sum(dim=-1).tolist() == [pytest.approx([1.0])]
