@@ -19,7 +19,7 @@ from rlaif.config import TrainConfig
 from rlaif.evaluation import evaluation_values, identical_share
 from rlaif.metrics import values
 from rlaif.prompts import PromptStream, in_order
-from rlaif.report import Report, Stopwatch, before_after_table, sample_lines, stage_lines
+from rlaif.report import Report, Stopwatch, before_after_table, figure, sample_lines, stage_lines
 from rlaif.reward_model import RewardSpec
 from rlaif.training_batch import ORDER, advantages
 
@@ -87,7 +87,7 @@ async def evaluate(fleet: Fleet, prompts: pa.Table, seed: int, when: str, report
     found = evaluation_values(_summary_values(done.summary), drift) | {
         "identical_share": identical_share(completions)}
     watch.add("evaluate", time.perf_counter() - started)
-    shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
+    shown = "  ".join(f"{name} {figure(value)}" for name, value in found.items())
     report.say(f"test {when}: {prompts.num_rows} prompts  {shown}  {time.perf_counter() - started:.2f} s")
     return found
 

@@ -40,7 +40,7 @@ class Report:
 def stage_lines(step: int, num_steps: int, values: Mapping[str, Any]) -> list[str]:
     """A step's headline, then a line for every stage with its count and time."""
     head = f"step {step:>{len(str(num_steps))}}/{num_steps}"
-    shown = "  ".join(f"{label} {values[key]:.3f}" for label, key in (
+    shown = "  ".join(f"{label} {figure(values[key])}" for label, key in (
         ("reward", "reward"), ("gold", "gold"), ("fluent", "fluent"), ("kl", "kl_per_token"),
         ("gap", "max_logprob_gap")) if key in values)
     lines = [f"{head}  {shown}  length {values['completion_tokens']:.1f}  {values['step_s']:.2f} s"]
@@ -80,8 +80,14 @@ def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) 
     lines = [f"  {'':<22}{'before':>10}{'after':>10}"]
     for name in after:
         if name in before:
-            lines.append(f"  {name:<22}{before[name]:>10.3f}{after[name]:>10.3f}")
+            label = {"completion_tokens": "length"}.get(name, name)
+            lines.append(f"  {label:<22}{figure(before[name]):>10}{figure(after[name]):>10}")
     return lines
+
+
+def figure(value: float) -> str:
+    """Three decimals; what would vanish in them, as a power of ten."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.0e}"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

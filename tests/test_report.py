@@ -20,7 +20,7 @@ ROW = {"prompt": "Say\n  so", "completion": "so", "explanation": "x" * 300, "slo
 
 def test_a_step_is_shown_stage_by_stage():
     assert stage_lines(7, 80, VALUES) == [
-        "step  7/80  reward 0.500  gold 0.250  fluent 1.000  kl 0.125  gap 0.000  length 10.5  2.00 s",
+        "step  7/80  reward 0.500  gold 0.250  fluent 1.000  kl 0.125  gap 1e-06  length 10.5  2.00 s",
         "  rollout   0.50 s  16 completions, 168 tokens, 1 cut",
         "  explain   0.75 s  16 explanations, 30.2 tokens each, 2 cut",
         "  score     0.25 s  16 rewards, 3 inputs cut",
@@ -31,7 +31,7 @@ def test_a_step_is_shown_stage_by_stage():
 
 def test_figures_that_a_run_does_not_have_are_left_out_of_the_headline():
     values = {name: value for name, value in VALUES.items() if name not in ("gold", "fluent", "kl_per_token")}
-    assert stage_lines(1, 9, values)[0] == "step 1/9  reward 0.500  gap 0.000  length 10.5  2.00 s"
+    assert stage_lines(1, 9, values)[0] == "step 1/9  reward 0.500  gap 1e-06  length 10.5  2.00 s"
 
 
 def test_a_sample_is_shown_from_prompt_to_gold_a_line_each():
@@ -49,10 +49,14 @@ def test_a_slot_without_its_label_is_an_error():
 
 
 def test_the_table_holds_what_was_measured_before_and_after():
-    assert before_after_table({"reward": 0.5, "kl": 0.0, "only": 1.0}, {"reward": 0.75, "kl": 0.1234, "new": 1.0}) == [
+    before = {"reward": 0.5, "kl": 0.0, "only": 1.0, "completion_tokens": 12.5, "max_logprob_gap": 0.0}
+    after = {"reward": 0.75, "kl": 0.1234, "new": 1.0, "completion_tokens": 13.25, "max_logprob_gap": 1.5e-5}
+    assert before_after_table(before, after) == [
         "                            before     after",
         "  reward                     0.500     0.750",
         "  kl                         0.000     0.123",
+        "  length                    12.500    13.250",
+        "  max_logprob_gap            0.000     2e-05",
     ]
 
 
