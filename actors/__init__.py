@@ -1,1 +1,7 @@
 """Ray actors: the only part of the project that touches ray, vllm and deepspeed."""
+
+import os
+
+# Ray reads this once, when it is imported: hence here. `ray start` asks for a token by itself, a process that joins and
+# is told nothing brings none. Whoever starts a cluster with "disabled" says so to those who join it.
+os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import ray
 
 from rlaif.config import UserError
 
-# Ray reads this before it connects. "token" is what a cluster should use; whoever starts the cluster decides.
-AUTH_MODE = "RAY_AUTH_MODE"
+AUTH_MODE = "RAY_AUTH_MODE"     # see actors/__init__.py
 
 # Where `ray start` notes the cluster it began; `ray.init()` notes nothing.
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
@@ -28,28 +28,37 @@ QUIET = {
 def connect() -> str:
     """Joins the cluster named by RAY_ADDRESS or begun here with `ray start`, else starts one; says which.
 
-    A cluster started here has no dashboard, asks for a token (Ray's default), and no other run joins it.
+    A cluster started here has no dashboard, asks for a token (Ray's default), and no other run joins it. Raises
+    UserError if a cluster is there but does not let this process in.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     named = os.environ.get("RAY_ADDRESS")
     # Not "auto": that would join the private cluster of another run and end with it.
     address = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.is_file() else None)
-    if address:
+    if named and not _listens(named):
+        raise UserError(f"RAY_ADDRESS must name a running Ray cluster, got {named!r}, where nothing answers; start it "
+                        "or unset RAY_ADDRESS")
+    if address and _listens(address):       # else what was noted has ended meanwhile
         try:
             ray.init(address=address, **options)
-            return f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
         except ConnectionError as error:
-            if named:
-                raise UserError(f"RAY_ADDRESS must name a running Ray cluster, got {named!r}: "
-                                f"{str(error).splitlines()[0]}") from error
-        except Exception as error:
-            if "uthenticat" not in str(error):
-                raise
-            mine = os.environ.get(AUTH_MODE, "nothing")
-            raise UserError(f"{AUTH_MODE} must be the mode that the running cluster was started with, got {mine!r}; "
-                            f"export the same {AUTH_MODE} for both") from error
-    ray.init(include_dashboard=False, **options)
+            raise UserError(f"{AUTH_MODE} must be what it was for `ray start`, got {os.environ[AUTH_MODE]!r}: the Ray "
+                            f"cluster at {address} does not let this process in") from error
+        return f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
+    ray.init(address="local", include_dashboard=False, **options)
     return "started Ray on this machine"
+
+
+def _listens(address: str) -> bool:
+    """Whether anything answers at "host:port"; True where an address is of another form, which only Ray can tell."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return True
+    try:
+        with socket.create_connection((host, int(port)), timeout=3):
+            return True
+    except OSError:
+        return False
 
 
 def actor_environment(num_threads: int, num_gpus: float) -> dict[str, Any]:

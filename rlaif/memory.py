@@ -1,4 +1,4 @@
-"""Peak memory of a run: this process, its descendants and Ray's processes on this machine."""
+"""Peak memory of a run: this process and its descendants; in a cluster begun elsewhere, all of Ray here."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ class PeakMemory:
 def _total_bytes() -> int:
     own = psutil.Process()
     processes = {process.pid: process for process in (own, *_children(own))}
+    if "raylet" in map(_name, processes.values()):      # Ray was started by this process: no other run counts
+        return sum(map(_bytes, processes.values()))
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
         if line and (line[0].startswith("ray::") or line[0].endswith(("/raylet", "/gcs_server"))):
@@ -53,6 +55,13 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.Error:
         return []
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
 
 
 def _bytes(process: psutil.Process) -> int:
