@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import actors  # noqa: F401  before any test imports ray, as in every launcher
 from rlaif import scenes
 from rlaif.config import ScratchConfig
 from rlaif.models import scratch_causal_lm, scratch_masked_lm, word_tokenizer

@@ -24,10 +24,10 @@ POLICY = str(START / "policy")
 
 
 @contextlib.contextmanager
-def rollout_actor(policy: str):
-    placement = Placement({"rollout": role("rollout")}, "PACK", 60)
+def rollout_actor(policy: str, name: str = "rollout"):
+    placement = Placement({name: role("rollout")}, "PACK", 60)
     config = RolloutConfig(max_tokens=24, engine=EngineConfig(max_model_len=64, gpu_memory_utilization=0.2))
-    actor = RolloutActor.options(**placement.options("rollout", 0)).remote(
+    actor = RolloutActor.options(**placement.options(name, 0)).remote(
         policy, config, WeightSyncConfig(), role("rollout").num_gpus, 0)
     ray.get(actor.ready.remote(), timeout=120)
     yield actor
@@ -117,7 +117,7 @@ def test_a_batch_of_another_schema_is_refused(actor, prompts) -> None:
 
 def test_vllm_loads_the_policy_that_a_run_exports(local_ray: None, short_run: Run, prompts) -> None:
     folder = str(short_run.output_dir / "policy")
-    with rollout_actor(folder) as actor:
+    with rollout_actor(folder, "exported") as actor:
         rollouts = roll_out(actor, prompts)
     assert gap(rollouts, load_causal_lm(folder, "float32")) <= 1e-4
     assert gap(rollouts, load_causal_lm(POLICY, "float32")) > 1e-3, "it must not be the start policy"
