@@ -43,8 +43,8 @@ def connect() -> str:
             ray.init(address=address, **options)
         except ConnectionError as error:
             mine = os.environ.get(AUTH_MODE, "nothing")
-            raise UserError(f"{AUTH_MODE} must be what it was for `ray start`, got {mine!r}: the cluster at {address} does "
-                            "not let this process in") from error
+            raise UserError(f"{AUTH_MODE} must be what it was for `ray start`, got {mine!r}: the cluster at {address} "
+                            "does not let this process in") from error
         return f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
     ray.init(address="local", include_dashboard=False, **options)
     return "started Ray on this machine"
