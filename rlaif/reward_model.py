@@ -1,66 +1,64 @@
-"""The ESFP reward model: a folder with a slot model, its tokenizer and `reward.yaml`, which scores texts."""
+"""The ESFP reward model: a folder with an encoder, its tokenizer and `reward.yaml`, which scores texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from yaml import YAMLError
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlaif.bucketing import token_budget_batches
-from rlaif.collate import pad_right
-from rlaif.slot_scoring import check_model, class_logits, combine, slot_probabilities, slot_scores
-from rlaif.slots import Encoded, Slot, SlotTemplate, compile_template, encode
+from rlaif.encoding import Encoded, compile_template, encode
+from rlaif.pairing import both_orders, round_robin, round_robin_means
+from rlaif.reward_spec import RewardSpec, check_folder, read_spec, remove_spec, spec_content, write_spec
+from rlaif.slot_scoring import check_model, class_logits, combine, entropies, scores_of, slot_probabilities
 
-__all__ = ["RewardModel", "RewardSpec", "Scored"]
+__all__ = ["AUTO_CLASSES", "RewardModel", "Scored", "Texts"]
 
-FORMAT = 1  # of reward.yaml; raised when an older reader would misread it
-_SPEC_FILE = "reward.yaml"
+AUTO_CLASSES = {"slot": AutoModelForMaskedLM, "classes": AutoModelForSequenceClassification,
+                "scalar": AutoModelForSequenceClassification}
 
 
 @dataclass(frozen=True)
-class RewardSpec:
-    """What `reward.yaml` says: how texts become a reward, and where the model comes from."""
+class Texts:
+    """N rows to judge. A row has any number of explanations; with none it is read in the form without explanation."""
 
-    template: SlotTemplate
-    prior: list[list[float]] | None = (
-        None  # nats, for each slot one a class: class logits of content-free input
-    )
-    explainer: str | None = None  # stage 1: model name or folder; None where there are no explanations
-    explanation_template: str | None = None  # stage 1: the text that asks for an explanation
-    principles: str = ""  # stage 1: what the explainer was told about how to judge
-    facts: dict[str, Any] = field(
-        default_factory=dict
-    )  # free: hashes of data and config, figures of the evaluation
+    prompts: Sequence[str]
+    completions: Sequence[str]
+    explanations: Sequence[Sequence[str]] | None = None  # None: no row has any
+    others: Sequence[str] | None = None  # what a pairwise template compares the completions with
+    other_explanations: Sequence[Sequence[str]] | None = None
 
-    def __post_init__(self) -> None:
-        if self.prior is None:
-            return
-        sizes = [len(row) for row in self.prior]
-        wanted = [len(slot.classes) for slot in self.template.slots]
-        if sizes != wanted:
-            raise ValueError(
-                f"prior must have one number a class of each slot {wanted}, got {sizes}; measure it again"
-            )
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def swapped(self) -> Texts:
+        """The same pairs in the other order."""
+        assert self.others is not None
+        return Texts(self.prompts, self.others, self.other_explanations, self.completions, self.explanations)
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What the model says of N rows, in the order they were given, on the CPU."""
+    """What the model says of N rows, in the order they were given, on the CPU; means over a row's explanations."""
 
-    probabilities: Tensor  # [N, S, K] float32, 0 for classes a slot does not have
+    probabilities: Tensor  # [N, S, K] float32, 0 for classes a slot does not have; [N, 1, 0] of a scalar head
     slot_scores: Tensor  # [N, S] float32, unit of the reward
+    entropy: Tensor  # [N, S] float32, nats, of the probabilities; 0 of a scalar head
     reward: Tensor  # [N] float32
     num_truncated: int  # rows of which a text was cut
+    num_without_explanation: int  # rows read in the form without explanation; 0 where the template reads none
 
 
 class RewardModel:
@@ -85,22 +83,17 @@ class RewardModel:
         A ValueError of one line, naming the folder, where a part is missing or does not fit the others.
         """
         folder = Path(folder)
+        check_folder(folder)
         spec = read_spec(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model, loading = AutoModelForMaskedLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        model, loading = AUTO_CLASSES[spec.template.head].from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True)
         if loading["missing_keys"] or loading["mismatched_keys"]:
             missing = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
             raise ValueError(
-                f"weights in {folder} must hold every parameter of the masked language model, got none for "
-                f"{len(missing)} such as {missing[0]}; save the folder with RewardModel.save"
-            )
+                f"weights in {folder} must hold every parameter of a model with head {spec.template.head}, got none "
+                f"for {len(missing)} such as {missing[0]}; save the folder with RewardModel.save")
         try:
             return cls(model.to(device).eval(), tokenizer, spec)
         except ValueError as error:
@@ -109,29 +102,57 @@ class RewardModel:
     def save(self, folder: str | Path) -> None:
         """Writes the folder. `reward.yaml` comes last: a folder whose writing was cut short does not load."""
         folder = Path(folder)
-        _spec_content(self.spec)    # refuses before anything is written
+        spec_content(self.spec)     # refuses before anything is written
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _SPEC_FILE).unlink(missing_ok=True)
+        remove_spec(folder)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_spec(folder, self.spec)
 
-    @torch.no_grad()
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        explanations: Sequence[str | None] | None = None,
-        *,
-        max_tokens_per_batch: int,
-    ) -> Scored:
+    def score(self, texts: Texts, *, max_tokens_per_batch: int) -> Scored:
         """Probabilities, slot scores and rewards of N rows, in eval mode and without a gradient.
 
-        prompts, completions, explanations: as in `slots.encode`. max_tokens_per_batch: padded tokens of one
-        forward pass, >= 1. Rows that are equal in what the template shows are scored once. Rows go through
-        the model by length; the result depends neither on that nor on the company of a row, up to rounding.
+        max_tokens_per_batch: tokens of one forward pass, >= 1. Inputs that are equal in what the template shows are
+        scored once. Rows go through the model by length; the result depends neither on that nor on the company of a
+        row, up to rounding. A pairwise template reads every pair in both orders and takes the mean.
         """
-        encoded = encode(self.compiled, prompts, completions, explanations)
+        if not self.spec.template.is_pairwise:
+            return self.score_in_order(texts, max_tokens_per_batch)
+        forward = self.score_in_order(texts, max_tokens_per_batch)
+        backward = self.score_in_order(texts.swapped(), max_tokens_per_batch)
+        probabilities = (forward.probabilities + self._swap(backward.probabilities)) / 2
+        scores = both_orders(forward.slot_scores, backward.slot_scores, self.centres)
+        sides = _explained(texts.explanations, len(texts)), _explained(texts.other_explanations, len(texts))
+        num_without = 0
+        if self.spec.template.reads_explanations:
+            num_without = sum(mine[0] is None or theirs[0] is None for mine, theirs in zip(*sides, strict=True))
+        return self._scored(probabilities, scores, max(forward.num_truncated, backward.num_truncated), num_without)
+
+    def score_groups(self, texts: Texts, group_ids: Sequence[int], *, max_tokens_per_batch: int) -> Scored:
+        """As `score`; with a pairwise template each row against every other row of its group, in both orders: then
+        num_truncated counts pairs.
+
+        A row's probabilities and scores are the means over the others; a row alone in its group gets the tie.
+        """
+        if not self.spec.template.is_pairwise:
+            return self.score(texts, max_tokens_per_batch=max_tokens_per_batch)
+        first, second = round_robin(group_ids)
+        explanations = texts.explanations or [()] * len(texts)
+        pairs = Texts([texts.prompts[a] for a in first], [texts.completions[a] for a in first],
+                      [explanations[a] for a in first], [texts.completions[b] for b in second],
+                      [explanations[b] for b in second])
+        found = self.score(pairs, max_tokens_per_batch=max_tokens_per_batch)
+        tie = self.compiled.class_mask / self.compiled.class_mask.sum(-1, keepdim=True)
+        probabilities = round_robin_means(found.probabilities, self._swap(found.probabilities), first, second, tie,
+                                          len(texts))
+        scores = round_robin_means(found.slot_scores, 2 * self.centres - found.slot_scores, first, second,
+                                   self.centres, len(texts))
+        num_without = sum(not row for row in explanations) if self.spec.template.reads_explanations else 0
+        return self._scored(probabilities, scores, found.num_truncated, num_without)
+
+    @torch.no_grad()
+    def logits(self, encoded: Encoded, max_tokens_per_batch: int) -> Tensor:
+        """Class logits `[N, S, K]` float32 on the CPU, in eval mode; equal inputs go through the model once."""
         number: dict[tuple[int, ...], int] = {}  # ids of a row -> number of the distinct row
         first: list[int] = []  # a row for each distinct row
         which: list[int] = []  # the distinct row of each row
@@ -141,21 +162,18 @@ class RewardModel:
                 number[key] = len(first)
                 first.append(row)
             which.append(number[key])
-
         lengths = [len(encoded.input_ids[row]) for row in first]
         logits = torch.empty(len(first), *self.compiled.values.shape)
         was_training = self.model.training
         self.model.eval()
         try:
             for batch in token_budget_batches(lengths, max_tokens_per_batch):
-                logits[batch] = self._class_logits(encoded, [first[item] for item in batch]).cpu()
+                rows = [first[item] for item in batch]
+                logits[batch] = class_logits(self.model, [encoded.input_ids[row] for row in rows],
+                                             [encoded.slot_positions[row] for row in rows], self.compiled).cpu()
         finally:
             self.model.train(was_training)
-
-        probabilities = slot_probabilities(logits, self.spec.template.temperature, self._prior)
-        probabilities = probabilities[torch.tensor(which, dtype=torch.int64)]
-        scores = slot_scores(probabilities, self.compiled.values)
-        return Scored(probabilities, scores, combine(scores, self.compiled.weights), encoded.num_truncated)
+        return logits[torch.tensor(which, dtype=torch.int64)]
 
     def version(self) -> str:
         """16 hex digits that follow what decides a reward: weights as loaded, template, prior, vocabulary."""
@@ -167,68 +185,57 @@ class RewardModel:
         digest.update(json.dumps(rest).encode())
         return digest.hexdigest()[:16]
 
-    def _class_logits(self, encoded: Encoded, rows: list[int]) -> Tensor:
-        """Class logits [B, S, K] of some rows of `encoded`, padded on the right."""
-        input_ids, attention_mask = pad_right([encoded.input_ids[row] for row in rows], self.tokenizer.pad_token_id)
-        positions = torch.tensor([encoded.slot_positions[row] for row in rows])
-        device = self.model.device
-        return class_logits(
-            self.model, input_ids.to(device), attention_mask.to(device), positions.to(device), self.compiled
-        )
+    @property
+    def centres(self) -> Tensor:
+        """Scores of a tie, `[S]`, in a pairwise template."""
+        return torch.tensor([0.0 if slot.score == "margin" else (slot.values[0] + slot.values[-1]) / 2
+                             for slot in self.spec.template.slots])
+
+    def score_in_order(self, texts: Texts, max_tokens_per_batch: int) -> Scored:
+        """Scores of the rows in the order their texts are given, a pair in one order only."""
+        sides = _explained(texts.explanations, len(texts)), _explained(texts.other_explanations, len(texts))
+        rows, explanations, other_explanations = [], [], []
+        for row, (mine, theirs) in enumerate(zip(*sides, strict=True)):
+            for number in range(max(len(mine), len(theirs))):
+                rows.append(row)
+                explanations.append(mine[min(number, len(mine) - 1)])
+                other_explanations.append(theirs[min(number, len(theirs) - 1)])
+        encoded = encode(self.compiled, [texts.prompts[row] for row in rows], [texts.completions[row] for row in rows],
+                         explanations, None if texts.others is None else [texts.others[row] for row in rows],
+                         other_explanations)
+        logits = self.logits(encoded, max_tokens_per_batch)
+        template = self.spec.template
+        scores = _means(scores_of(logits, self.compiled, template.temperature, self._prior), rows, len(texts))
+        probabilities = torch.zeros(len(texts), scores.shape[1], 0)
+        if template.slots:
+            probabilities = _means(slot_probabilities(logits, template.temperature, self._prior), rows, len(texts))
+        num_truncated = len({row for row, is_cut in zip(rows, encoded.is_truncated, strict=True) if is_cut})
+        num_without = sum(side[0] is None for side in sides[0]) if template.reads_explanations else 0
+        return self._scored(probabilities, scores, num_truncated, num_without)
+
+    def _scored(self, probabilities: Tensor, scores: Tensor, num_truncated: int, num_without: int) -> Scored:
+        return Scored(probabilities, scores, entropies(probabilities), combine(scores, self.compiled.weights),
+                      num_truncated, num_without)
+
+    def _swap(self, probabilities: Tensor) -> Tensor:
+        """Probabilities `[N, S, K]` of pairwise classes as seen from the other side: each slot's classes reversed."""
+        sizes = self.compiled.class_mask.sum(-1, keepdim=True)
+        places = torch.arange(probabilities.shape[-1]).expand(self.compiled.class_mask.shape)
+        reverse = torch.where(places < sizes, sizes - 1 - places, places)
+        return probabilities.gather(-1, reverse.expand_as(probabilities))
 
 
-def _check_folder(folder: Path) -> None:
-    cure = "point at a folder written by RewardModel.save"
-    if not folder.is_dir():
-        raise ValueError(f"reward model must be a folder, got {folder}; {cure}")
-    names = {path.name for path in folder.iterdir()}
-    if _SPEC_FILE not in names:
-        raise ValueError(f"reward model must have {_SPEC_FILE}, got none in {folder}; {cure}")
-    if "config.json" not in names:
-        raise ValueError(f"reward model must have config.json, got none in {folder}; {cure}")
-    if not any(name.endswith(".safetensors") for name in names):
-        raise ValueError(f"reward model must have weights as *.safetensors, got none in {folder}; {cure}")
-    if not {"tokenizer.json", "tokenizer_config.json"} & names:
-        raise ValueError(f"reward model must have a tokenizer, got no tokenizer.json in {folder}; {cure}")
+def _explained(explanations: Sequence[Sequence[str]] | None, num_rows: int) -> list[list[str | None]]:
+    """At least one entry a row: None stands for a row without explanation."""
+    if explanations is None:
+        return [[None]] * num_rows
+    assert not any(isinstance(row, str) for row in explanations), "a row has a list of explanations, not one text"
+    return [list(row) or [None] for row in explanations]
 
 
-def write_spec(folder: str | Path, spec: RewardSpec) -> None:
-    """Writes reward.yaml into `folder`."""
-    OmegaConf.save(_spec_content(spec), Path(folder) / _SPEC_FILE)
-
-
-def _spec_content(spec: RewardSpec) -> DictConfig:
-    try:
-        return OmegaConf.create({"format": FORMAT, **asdict(spec)})
-    except OmegaConfBaseException as error:
-        problem = str(error).splitlines()[0]
-        raise ValueError(
-            f"texts in {_SPEC_FILE} must be free of half an interpolation, got {problem}; take out '${{'"
-        ) from error
-
-
-def read_spec(folder: Path) -> RewardSpec:
-    """The specification in a complete reward folder; a ValueError of one line where it is not complete."""
-    _check_folder(folder)
-    path = folder / _SPEC_FILE
-    try:
-        # Not resolved: a text may hold "${".
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} must be YAML, got {str(error).splitlines()[0]}; save the folder again"
-        ) from error
-    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
-        raise ValueError(
-            f"format in {path} must be {FORMAT}, got another; use the version of rlaif that wrote it"
-        )
-    try:
-        template = dict(raw.pop("template"))
-        slots = [Slot(**slot) for slot in template.pop("slots")]
-        return RewardSpec(template=SlotTemplate(slots=slots, **template), **raw)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} must have the fields of RewardSpec, got a misfit: {error}; mend it"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{error} (in {path})") from error
+def _means(values: Tensor, rows: Sequence[int], num_rows: int) -> Tensor:
+    """`[num_rows, ...]`, the mean of `values` `[M, ...]` over the entries of each row."""
+    index = torch.tensor(rows, dtype=torch.int64)
+    sums = torch.zeros(num_rows, *values.shape[1:]).index_add_(0, index, values)
+    counts = torch.zeros(num_rows).index_add_(0, index, torch.ones(len(rows)))
+    return sums / counts.view(-1, *[1] * (values.ndim - 1))

@@ -6,45 +6,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rlaif.slots import CompiledTemplate
+from rlaif.collate import pad_right
+from rlaif.encoder import states_at
+from rlaif.encoding import CompiledTemplate
+from rlaif.slots import SlotTemplate
 
-__all__ = ["HEADS", "check_model", "class_logits", "combine", "slot_probabilities", "slot_scores"]
+__all__ = ["TRANSFORMS", "check_model", "class_logits", "combine", "entropies", "score_margins", "scores_of",
+           "slot_probabilities", "slot_scores", "word_logits"]
 
 
-def class_logits(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, slot_positions: Tensor,
+def class_logits(model: PreTrainedModel, input_ids: Sequence[Sequence[int]], slot_positions: Sequence[Sequence[int]],
                  compiled: CompiledTemplate) -> Tensor:
     """Logits `[B, S, K]` float32 of each slot's classes, in nats up to a constant; -inf for classes it lacks.
 
-        z_k = log sum over label words w of class k of exp(the masked LM's logit of w at the slot)
+        z_w = mean over the pieces of label word w of the masked LM's logit of the piece at the slot
+        z_k = log sum over label words w of class k of exp z_w
 
-    model: a masked language model, see `HEADS`. input_ids: `[B, T]` int64, padded on the right. attention_mask:
-    `[B, T]` int64 or bool. slot_positions: `[B, S]` int64. Only the hidden states at the slots go through the head, and
-    only the rows of the label words through the output matrix. Carries a gradient to the model unless switched off.
+    model: a masked language model of `TRANSFORMS` for head "slot", a sequence classifier for the others, whose logits
+    are the classes as they are. input_ids: B rows of token ids, unpadded. slot_positions: B rows of S positions. Only
+    the hidden states at the slots go through the masked LM's head, and only the rows of the label words through its
+    output matrix. Carries a gradient to the model unless switched off.
 
     Source: pattern-verbalizer pairs, Schick and Schütze 2021 (arXiv 2001.07676), section 3.1; several words a class are
-    added as probabilities.
+    added as probabilities; a word of several pieces as the mean of their logits, OpenPrompt, Ding et al. 2021 (arXiv
+    2111.01998), section 3.2.
     """
-    assert input_ids.ndim == 2 and attention_mask.shape == input_ids.shape, (input_ids.shape, attention_mask.shape)
-    assert slot_positions.shape == (len(input_ids), len(compiled.template.slots)), slot_positions.shape
-    transform = _head(model)
-    decoder = model.get_output_embeddings()
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask)[0]  # [B, T, H]
-    at_slots = hidden.gather(1, slot_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    at_slots = transform(model, at_slots)  # [B, S, H]
+    if compiled.template.head != "slot":
+        return _classifier_logits(model, input_ids, compiled)
+    states = states_at(model, input_ids, slot_positions, compiled.tokenizer.pad_token_id)   # [B, S, H]
+    return word_logits(model, states, compiled)
 
-    word_ids = compiled.word_ids.to(hidden.device)
-    word_mask = compiled.word_mask.to(hidden.device)
-    logits = torch.einsum("bsh,skwh->bskw", at_slots, decoder.weight[word_ids]).float()
+
+def word_logits(model: PreTrainedModel, states: Tensor, compiled: CompiledTemplate) -> Tensor:
+    """Class logits `[B, S, K]` float32 of hidden states at the slots, `[B, S, H]`; see `class_logits`."""
+    at_slots = _transform(model)(model, states)
+    decoder = model.get_output_embeddings()
+    word_ids, piece_mask = compiled.word_ids.to(states.device), compiled.piece_mask.to(states.device)
+    logits = torch.einsum("bsh,skwph->bskwp", at_slots, decoder.weight[word_ids]).float()
     if decoder.bias is not None:
         logits = logits + decoder.bias[word_ids].float()
-    return torch.logsumexp(logits.masked_fill(~word_mask, -math.inf), dim=-1)
+    num_pieces = piece_mask.sum(-1)     # [S, K, W]; 0 where there is no word
+    logits = logits.masked_fill(~piece_mask, 0.0).sum(-1) / num_pieces.clamp(min=1)
+    return torch.logsumexp(logits.masked_fill(num_pieces == 0, -math.inf), dim=-1)
+
+
+def _classifier_logits(model: PreTrainedModel, input_ids: Sequence[Sequence[int]], compiled: CompiledTemplate
+                       ) -> Tensor:
+    ids, mask = pad_right(input_ids, compiled.tokenizer.pad_token_id)
+    logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+    return logits.float().unsqueeze(1)
 
 
 def slot_probabilities(class_logits: Tensor, temperature: float, prior: Tensor | None = None) -> Tensor:
@@ -61,12 +78,17 @@ def slot_probabilities(class_logits: Tensor, temperature: float, prior: Tensor |
     assert class_logits.ndim == 3, class_logits.shape
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}; 1.0 is uncalibrated")
-    if prior is not None:
-        assert prior.shape == class_logits.shape[1:], (prior.shape, class_logits.shape)
-        # -inf - (-inf) would be NaN
-        shifted = class_logits - prior.to(class_logits)
-        class_logits = torch.where(torch.isneginf(class_logits), class_logits, shifted)
-    return torch.softmax(class_logits.float() / temperature, dim=-1)
+    return torch.softmax(without_prior(class_logits, prior).float() / temperature, dim=-1)
+
+
+def without_prior(class_logits: Tensor, prior: Tensor | None) -> Tensor:
+    """`class_logits` `[B, S, K]` less `prior` `[S, K]`, where there is one."""
+    if prior is None:
+        return class_logits
+    assert prior.shape == class_logits.shape[1:], (prior.shape, class_logits.shape)
+    # -inf - (-inf) would be NaN
+    shifted = class_logits - prior.to(class_logits)
+    return torch.where(torch.isneginf(class_logits), class_logits, shifted)
 
 
 def slot_scores(probabilities: Tensor, values: Tensor) -> Tensor:
@@ -78,6 +100,44 @@ def slot_scores(probabilities: Tensor, values: Tensor) -> Tensor:
     return (probabilities * values.to(probabilities)).sum(-1)
 
 
+def score_margins(log_probabilities: Tensor, values: Tensor, class_mask: Tensor) -> Tensor:
+    """Scores `[B, S]` in nats, the log odds of the best class against the worst.
+
+        score_s = log p_good - log p_bad,    good: the classes of the highest value, bad: those of the lowest
+
+    log_probabilities: `[B, S, K]`. values: `[S, K]`. class_mask: `[S, K]` bool, the classes a slot has.
+    """
+    assert log_probabilities.shape[1:] == values.shape == class_mask.shape, (log_probabilities.shape, values.shape)
+    infinite = torch.full_like(values, math.inf)
+    is_best = class_mask & (values == torch.where(class_mask, values, -infinite).amax(-1, keepdim=True))
+    is_worst = class_mask & (values == torch.where(class_mask, values, infinite).amin(-1, keepdim=True))
+    sides = [torch.logsumexp(log_probabilities.masked_fill(~side, -math.inf), dim=-1) for side in (is_best, is_worst)]
+    return sides[0] - sides[1]
+
+
+def entropies(probabilities: Tensor) -> Tensor:
+    """Entropies `[B, S]` of each slot's classes, nats: -sum_k p_k log p_k. probabilities: `[B, S, K]`."""
+    return -torch.xlogy(probabilities, probabilities).sum(-1)
+
+
+def scores_of(logits: Tensor, compiled: CompiledTemplate, temperature: float, prior: Tensor | None = None) -> Tensor:
+    """Scores `[B, S]` of class logits `[B, S, K]`, each slot by its own kind of score; carries the gradient.
+
+    The logit of a scalar head is its score, divided by the temperature.
+    """
+    if compiled.template.head == "scalar":
+        return logits[..., 0].float() / temperature
+    values = compiled.values.to(logits.device)
+    probabilities = slot_probabilities(logits, temperature, prior)
+    scores = slot_scores(probabilities, values)
+    by_margin = torch.tensor([slot.score == "margin" for slot in compiled.template.slots], device=logits.device)
+    if by_margin.any():
+        logs = torch.log_softmax(without_prior(logits, prior).float() / temperature, dim=-1)
+        margins = score_margins(logs, values, compiled.class_mask.to(logits.device))
+        scores = torch.where(by_margin, margins, scores)
+    return scores
+
+
 def combine(scores: Tensor, weights: Tensor) -> Tensor:
     """Rewards `[B]`: reward = sum_s weight_s * score_s. scores: `[B, S]`. weights: `[S]`."""
     assert scores.ndim == 2 and weights.shape == scores.shape[1:], (scores.shape, weights.shape)
@@ -86,9 +146,12 @@ def combine(scores: Tensor, weights: Tensor) -> Tensor:
 
 def check_model(model: PreTrainedModel, compiled: CompiledTemplate) -> None:
     """Nothing where the model can read the template; else a ValueError of one line."""
-    _head(model)
+    if compiled.template.head == "slot":
+        _transform(model)
+    else:
+        _check_classes(model, compiled.template)
     num_words = len(compiled.tokenizer)
-    num_rows = model.get_output_embeddings().weight.shape[0]
+    num_rows = model.get_input_embeddings().weight.shape[0]
     if num_words > num_rows:
         raise ValueError(f"tokenizer must have at most the model's {num_rows} tokens, got {num_words}; use the "
                          "tokenizer the model was trained with")
@@ -101,7 +164,7 @@ def check_model(model: PreTrainedModel, compiled: CompiledTemplate) -> None:
 
 
 # model_type -> what the masked-LM head does before the output matrix: (model, hidden [..., H]) -> [..., H]
-HEADS: dict[str, Callable[[PreTrainedModel, Tensor], Tensor]] = {
+TRANSFORMS: dict[str, Callable[[PreTrainedModel, Tensor], Tensor]] = {
     "bert": lambda model, hidden: model.cls.predictions.transform(hidden),
     "deberta": lambda model, hidden: model.cls.predictions.transform(hidden),
     "deberta-v2": lambda model, hidden: model.cls.predictions.transform(hidden),
@@ -113,16 +176,24 @@ HEADS: dict[str, Callable[[PreTrainedModel, Tensor], Tensor]] = {
 _POSITIONS_AFTER_PAD = ("roberta", "xlm-roberta")  # position ids start after the id of the pad token
 
 
+def _check_classes(model: PreTrainedModel, template: SlotTemplate) -> None:
+    num_labels = model.config.num_labels
+    wanted = template.num_classes
+    if num_labels != wanted:
+        raise ValueError(f"num_labels of the model must be {wanted} with head {template.head}, got {num_labels}; load "
+                         f"it with num_labels={wanted}")
+
+
 def _roberta_transform(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return model.lm_head.layer_norm(functional.gelu(model.lm_head.dense(hidden)))
 
 
-def _head(model: PreTrainedModel) -> Callable[[PreTrainedModel, Tensor], Tensor]:
+def _transform(model: PreTrainedModel) -> Callable[[PreTrainedModel, Tensor], Tensor]:
     kind = model.config.model_type
-    if kind not in HEADS:
-        raise ValueError(f"model_type must be one of {', '.join(HEADS)}, got {kind}; add its head to "
-                         "slot_scoring.HEADS")
+    if kind not in TRANSFORMS:
+        raise ValueError(f"model_type must be one of {', '.join(TRANSFORMS)}, got {kind}; add its head to "
+                         "slot_scoring.TRANSFORMS")
     if not isinstance(model.get_output_embeddings(), nn.Linear) or not getattr(model.config, "legacy", True):
         raise ValueError(f"model must have a masked-LM head with an output matrix, got {type(model).__name__}; load it "
                          "with AutoModelForMaskedLM (and legacy=True for DeBERTa)")
-    return HEADS[kind]
+    return TRANSFORMS[kind]

@@ -1,31 +1,31 @@
-"""Stage 2 of the ESFP reward, written: a template with slots, filled in with texts for a masked LM to read.
+"""Stage 2 of the ESFP reward, described: a template with slots, its label words and what they are worth.
 
-    template, tokenizer -> compile_template -> encode -> token ids with known slot positions
+    "{prompt} {completion} {explanation} The answer is [verdict]."    verdict: yes = 1, no = 0
 
-Texts from outside are encoded apart from the template and can never add, move or fill a slot, whatever they contain.
+The same templates, without slots, are read by sequence-classification heads: see HEADS.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+__all__ = ["FIELDS", "HEADS", "KINDS", "SEPARATOR", "Slot", "SlotTemplate", "fields_of", "parse"]
 
-__all__ = ["FIELDS", "CompiledTemplate", "Encoded", "Slot", "SlotTemplate", "compile_template", "encode"]
+# The text fields of a template; `other` is the completion that a pairwise slot compares with.
+FIELDS = ("prompt", "completion", "explanation", "other", "other_explanation")
+_EXPLANATIONS = ("explanation", "other_explanation")
+SEPARATOR = "sep"       # {sep}: the tokenizer's separator
 
-# The text fields of a template. Where a text is too long, a prompt loses its head (the question is mostly at its end),
-# a completion and an explanation lose their tail.
-FIELDS = ("prompt", "completion", "explanation")
-_LOSES_HEAD = ("prompt",)
+# What reads a filled template. slot: a masked LM at the [slots]. classes: a sequence classifier, one logit a class of
+# the one slot that is declared and not in the text. scalar: a sequence classifier whose only logit is the reward.
+HEADS = ("slot", "classes", "scalar")
 
-# Characters of a field looked at per token of max_tokens: bounds the work on a text of megabytes. Anything longer has
-# been cut, and counts as truncated.
-_CHARACTERS_PER_TOKEN = 64
+# verdict: classes with any values. ordinal: ratings in ascending order. pairwise: the first class says that the
+# completion is better, the last that the other is, one between them that they are equal; read in both orders.
+KINDS = ("verdict", "ordinal", "pairwise")
+SCORES = ("expected", "margin")
 
 _MARK = re.compile(r"\{(?P<field>\w+)\}|\[(?P<slot>\w+)\]|(?P<stray>[{}\[\]])")
 
@@ -38,6 +38,9 @@ class Slot:
     classes: list[list[str]]  # label words of each class, in order; at least two classes
     values: list[float]  # score of each class, in the unit of the reward
     weight: float = 1.0  # of this slot's score in the reward
+    kind: str = "verdict"  # one of KINDS
+    # expected: sum of value * probability. margin: log odds of the best class against the worst, nats.
+    score: str = "expected"
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name):
@@ -54,145 +57,103 @@ class Slot:
             raise ValueError(f"values {where} must be finite, got {list(self.values)}; give numbers")
         if not math.isfinite(self.weight):
             raise ValueError(f"weight {where} must be finite, got {self.weight}; 1.0 is usual")
+        for name, choices in (("kind", KINDS), ("score", SCORES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {where} must be one of {', '.join(choices)}, got {getattr(self, name)!r}; "
+                                 f"{choices[0]} is usual")
+        values = list(self.values)
+        if self.kind == "ordinal" and values != sorted(set(values)):
+            raise ValueError(f"values {where} must rise from class to class in an ordinal slot, got {values}; "
+                             "sort them")
+        if self.kind == "pairwise" and (len(values) > 3 or values[0] <= values[-1] or not math.isclose(
+                sum(values), len(values) * (values[0] + values[-1]) / 2, abs_tol=1e-9)):
+            raise ValueError(f"values {where} must fall evenly over two or three classes in a pairwise slot, got "
+                             f"{values}; [1, 0] or [1, 0.5, 0] is usual")
+        if self.score == "margin" and max(values) == min(values):
+            raise ValueError(f"values {where} must differ for the score margin, got {values}; use expected")
 
 
 @dataclass(frozen=True)
 class SlotTemplate:
-    """A text with `{prompt}`, `{completion}`, `{explanation}` as fields and `[name]` as slots."""
+    """A text with FIELDS in braces, `{sep}` for the tokenizer's separator, and `[name]` for slots."""
 
     text: str
     slots: list[Slot]
     max_tokens: int  # tokens of a filled-in template, special tokens included; >= 1
     temperature: float = 1.0  # divides the class logits; > 0, fitted on held-out data
+    head: str = "slot"  # one of HEADS
+    without_explanation: str | None = None  # the text for a row without explanation; null: `text` with an empty one
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be >= 1, got {self.max_tokens}; use what the encoder can read, as 512")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be > 0 and finite, got {self.temperature}; 1.0 is uncalibrated")
+        if self.head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {self.head!r}; slot is usual")
         names = [slot.name for slot in self.slots]
-        marked = [text for kind, text in _parse(self.text) if kind == "slot"]
-        if not marked:
-            raise ValueError(f"text must have a slot, got {self.text!r}; add one as [name]")
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"slots must have distinct names, got {name} twice; rename one")
+        wanted = {"classes": 1, "scalar": 0}.get(self.head, len(names))
+        if len(names) != wanted:
+            raise ValueError(f"slots must be {wanted} with head {self.head}, got {len(names)}; change one of the two")
+        for which in ("text", "without_explanation"):
+            if getattr(self, which) is not None:
+                self._check_marks(which, names if self.head == "slot" else [])
+        if self.without_explanation is not None:
+            for name in _EXPLANATIONS:
+                if name in fields_of(self.without_explanation):
+                    raise ValueError(f"without_explanation must do without {{{name}}}, got "
+                                     f"{self.without_explanation!r}; take it out")
+        if len({slot.kind == "pairwise" for slot in self.slots}) > 1:
+            raise ValueError("slots must all be pairwise or none of them, got both; use two reward models")
+        if self.is_pairwise and "other" not in fields_of(self.text):
+            raise ValueError(f"text must have {{other}} for a pairwise slot, got {self.text!r}; add it")
+        if not self.is_pairwise:
+            for name in ("other", "other_explanation"):
+                if name in fields_of(self.text):
+                    raise ValueError(f"text must use {{{name}}} with pairwise slots only, got {self.text!r}; set the "
+                                     "slot's kind to pairwise")
+
+    def _check_marks(self, which: str, names: list[str]) -> None:
+        text = getattr(self, which)
+        marked = [part for kind, part in parse(text) if kind == "slot"]
+        if not marked and self.head == "slot":
+            raise ValueError(f"{which} must have a slot, got {text!r}; add one as [name]")
+        for name in names:
             if name not in marked:
-                raise ValueError(f"slots must all be in the text, got {name} without [{name}]; add it or drop the slot")
+                raise ValueError(f"slots must all be in the {which}, got {name} without [{name}]; add it or drop the "
+                                 "slot")
         for name in marked:
             if name not in names:
-                raise ValueError(f"text must name declared slots only, got [{name}]; declare it under slots")
+                cure = "declare it under slots" if self.head == "slot" else f"head {self.head} reads none: remove it"
+                raise ValueError(f"{which} must name declared slots only, got [{name}]; {cure}")
             if marked.count(name) > 1:
-                raise ValueError(f"text must name each slot once, got [{name}] {marked.count(name)} times; remove one")
-
-
-@dataclass(frozen=True)
-class _Ids:
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Field:
-    name: str
-    prefix: str  # the blanks that stood before the field in the text, encoded with it
-
-
-@dataclass(frozen=True)
-class _Mask:
-    slot: int  # number in template.slots
-
-
-@dataclass(frozen=True, eq=False)
-class CompiledTemplate:
-    """A template bound to a tokenizer: everything `encode` and `class_logits` need, checked."""
-
-    template: SlotTemplate
-    tokenizer: PreTrainedTokenizerBase
-    pieces: tuple[_Ids | _Field | _Mask, ...]  # in order of the text, [CLS] and [SEP] included
-    num_fixed_tokens: int  # tokens of the template with empty fields
-    special_ids: frozenset[int]  # ids no text may produce
-    word_ids: Tensor  # [S, K, W] int64, label words of each class; padding repeats 0 and is masked
-    word_mask: Tensor  # [S, K, W] bool
-    values: Tensor  # [S, K] float32, 0 for classes a slot does not have
-    weights: Tensor  # [S] float32
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Filled-in templates as token ids, unpadded."""
-
-    input_ids: list[list[int]]  # N rows of 1..max_tokens ids
-    slot_positions: list[list[int]]  # N rows of S positions, in the order of template.slots
-    is_truncated: list[bool]  # N; a field lost something
+                raise ValueError(f"{which} must name each slot once, got [{name}] {marked.count(name)} times; remove "
+                                 "one")
 
     @property
-    def num_truncated(self) -> int:
-        return sum(self.is_truncated)
+    def is_pairwise(self) -> bool:
+        """Compares two completions instead of judging one."""
+        return any(slot.kind == "pairwise" for slot in self.slots)
+
+    @property
+    def num_classes(self) -> int:
+        """Logits that a head other than "slot" has."""
+        return len(self.slots[0].classes) if self.slots else 1
+
+    @property
+    def reads_explanations(self) -> bool:
+        return any(name in fields_of(self.text) for name in _EXPLANATIONS)
 
 
-def compile_template(template: SlotTemplate, tokenizer: PreTrainedTokenizerBase) -> CompiledTemplate:
-    """The template bound to the tokenizer. A ValueError of one line where the two do not fit."""
-    for token in ("mask", "pad"):
-        if getattr(tokenizer, f"{token}_token_id") is None:
-            raise ValueError(f"tokenizer must have a {token} token, got none; use the tokenizer of a masked language "
-                             "model")
-    special_ids = frozenset(tokenizer.all_special_ids) | {
-        token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    pieces, blank_before = _pieces(template, tokenizer, special_ids)
-    num_fixed = sum(len(piece.ids) if isinstance(piece, _Ids) else isinstance(piece, _Mask) for piece in pieces)
-    if num_fixed > template.max_tokens:
-        raise ValueError(f"max_tokens must be >= {num_fixed}, the template without its fields, got "
-                         f"{template.max_tokens}; shorten the text or raise max_tokens")
-    words = [_word_ids(slot, tokenizer, special_ids, blank_before[slot.name]) for slot in template.slots]
-    num_classes = max(len(slot) for slot in words)
-    num_words = max(len(ids) for slot in words for ids in slot)
-    word_ids = torch.zeros(len(words), num_classes, num_words, dtype=torch.int64)
-    word_mask = torch.zeros(word_ids.shape, dtype=torch.bool)
-    values = torch.zeros(len(words), num_classes)
-    for s, slot in enumerate(words):
-        values[s, : len(slot)] = torch.tensor([float(value) for value in template.slots[s].values])
-        for k, ids in enumerate(slot):
-            word_ids[s, k, : len(ids)] = torch.tensor(ids)
-            word_mask[s, k, : len(ids)] = True
-    weights = torch.tensor([float(slot.weight) for slot in template.slots])
-    return CompiledTemplate(template, tokenizer, pieces, num_fixed, special_ids, word_ids, word_mask, values, weights)
+def fields_of(text: str) -> set[str]:
+    """Names of the fields in a template's text."""
+    return {part for kind, part in parse(text) if kind == "field"}
 
 
-def encode(compiled: CompiledTemplate, prompts: Sequence[str], completions: Sequence[str],
-           explanations: Sequence[str | None] | None) -> Encoded:
-    """The template filled in with each row's texts, as token ids with known slot positions.
-
-    prompts, completions, explanations: N texts each; an explanation may be None, which is the empty text, and None for
-    all of them where there are none. Each text is encoded by itself with the parsing of special tokens off, and a
-    special id that comes out of it all the same becomes the unknown token; ids are then put together piece by piece.
-
-    A row over max_tokens is cut and marked: fields are cut to one common length, the largest that fits, so that the
-    longest loses first and short ones nothing. Prompts lose their head, completions and explanations their tail.
-    """
-    num_rows = len(prompts)
-    explanations = [None] * num_rows if explanations is None else explanations
-    texts = dict(zip(FIELDS, (prompts, completions, explanations), strict=True))
-    for name, column in texts.items():
-        if len(column) != num_rows:
-            raise ValueError(f"{name}s must be one a prompt ({num_rows}), got {len(column)}; give equal columns")
-
-    fields = [piece for piece in compiled.pieces if isinstance(piece, _Field)]
-    limit = _CHARACTERS_PER_TOKEN * compiled.template.max_tokens
-    columns = [_encode_field(compiled, field, texts[field.name], limit) for field in fields]
-    room = compiled.template.max_tokens - compiled.num_fixed_tokens
-    encoded = Encoded([], [], [])
-    for n in range(num_rows):
-        row = [column[n] for column in columns]
-        sizes = _fit([len(ids) for ids in row], room)
-        ids, positions = _assemble(compiled, [_cut(*part) for part in zip(fields, row, sizes, strict=True)])
-        encoded.input_ids.append(ids)
-        encoded.slot_positions.append(positions)
-        is_long = any(len(texts[field.name][n] or "") > limit for field in fields)
-        encoded.is_truncated.append(is_long or sum(map(len, row)) > room)
-    return encoded
-
-
-def _parse(text: str) -> list[tuple[str, str]]:
+def parse(text: str) -> list[tuple[str, str]]:
     """The text as (kind, text) in order, kind one of literal, field, slot."""
     parts: list[tuple[str, str]] = []
     end = 0
@@ -203,121 +164,9 @@ def _parse(text: str) -> list[tuple[str, str]]:
         if kind == "stray":
             raise ValueError(f"text must use braces and brackets for {{field}} and [slot] only, got {match.group()!r} "
                              f"at character {match.start()}; names are letters, digits and _")
-        if kind == "field" and match.group(kind) not in FIELDS:
-            raise ValueError(f"text must use the fields {', '.join(FIELDS)} only, got {{{match.group(kind)}}}; rename "
-                             "it")
+        if kind == "field" and match.group(kind) not in (*FIELDS, SEPARATOR):
+            raise ValueError(f"text must use the fields {', '.join((*FIELDS, SEPARATOR))} only, got "
+                             f"{{{match.group(kind)}}}; rename it")
         parts.append((kind, match.group(kind)))
     parts.append(("literal", text[end:]))
     return [(kind, part) for kind, part in parts if part]
-
-
-def _pieces(template: SlotTemplate, tokenizer: PreTrainedTokenizerBase, special_ids: frozenset[int]
-            ) -> tuple[tuple[_Ids | _Field | _Mask, ...], dict[str, bool]]:
-    """The pieces of a row, and for each slot whether a blank stands before it.
-
-    A blank before a field is encoded with the field and a blank before a slot is left to the slot, as a tokenizer that
-    marks beginnings of words (byte-level BPE, SentencePiece) would have it.
-    """
-    names = [slot.name for slot in template.slots]
-    pieces: list[_Ids | _Field | _Mask] = []
-    blank_before: dict[str, bool] = {}
-    blank = ""
-    for kind, text in _parse(template.text):
-        if kind == "literal":
-            blank = text[len(text.rstrip()) :]
-            ids = _encode_texts(tokenizer, [text.rstrip()])[0]
-            wrong = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in special_ids]
-            if wrong:
-                raise ValueError(f"text must be made of words the tokenizer knows, got {wrong[0]} in {text.strip()!r}; "
-                                 "use other words")
-            if ids:
-                pieces.append(_Ids(tuple(ids)))
-            continue
-        if kind == "field":
-            pieces.append(_Field(text, blank))
-        else:
-            pieces.append(_Mask(names.index(text)))
-            blank_before[text] = bool(blank)
-        blank = ""
-    if tokenizer.cls_token_id is not None:
-        pieces.insert(0, _Ids((tokenizer.cls_token_id,)))
-    if tokenizer.sep_token_id is not None:
-        pieces.append(_Ids((tokenizer.sep_token_id,)))
-    return tuple(pieces), blank_before
-
-
-def _word_ids(slot: Slot, tokenizer: PreTrainedTokenizerBase, special_ids: frozenset[int], has_blank: bool
-              ) -> list[list[int]]:
-    """The token id of every label word, class by class."""
-    owner: dict[int, str] = {}
-    classes: list[list[int]] = []
-    for words in slot.classes:
-        classes.append([])
-        for word in words:
-            ids = _encode_texts(tokenizer, [(" " if has_blank else "") + word.strip()])[0]
-            if len(ids) != 1 or ids[0] in special_ids:
-                raise ValueError(f"label word {word!r} of slot {slot.name} must be one token the tokenizer knows, got "
-                                 f"{tokenizer.convert_ids_to_tokens(ids)}; choose another word")
-            if ids[0] in owner:
-                raise ValueError(f"label words of slot {slot.name} must be distinct tokens, got {word!r} and "
-                                 f"{owner[ids[0]]!r} as the same; drop one")
-            owner[ids[0]] = word
-            classes[-1].append(ids[0])
-    return classes
-
-
-def _encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids of each text by itself: no special tokens added, none parsed, nothing cut."""
-    if not texts:
-        return []
-    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, truncation=False, padding=False,
-                     return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
-
-
-def _encode_field(compiled: CompiledTemplate, field: _Field, texts: Sequence[str | None], limit: int
-                  ) -> list[list[int]]:
-    """Ids of one field of every row; special ids become the unknown token, or go where there is none."""
-    prepared = []
-    for text in texts:
-        text = text or ""
-        text = text[-limit:] if field.name in _LOSES_HEAD else text[:limit]
-        # Lone surrogates cannot be encoded: they become "?".
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        prepared.append(field.prefix + text if text else "")
-    unknown = compiled.tokenizer.unk_token_id
-    rows = []
-    for ids in _encode_texts(compiled.tokenizer, prepared):
-        ids = [unknown if token_id in compiled.special_ids else token_id for token_id in ids]
-        rows.append([token_id for token_id in ids if token_id is not None])
-    return rows
-
-
-def _fit(lengths: list[int], room: int) -> list[int]:
-    """Lengths cut to one common cap, the largest that fits `room`; the first of the cut get what is over."""
-    kept = [0] * len(lengths)
-    left = room
-    # Shortest first; of equals the last first, whose share is rounded down.
-    order = sorted(range(len(lengths)), key=lambda n: (lengths[n], -n))
-    for done, n in enumerate(order):
-        kept[n] = min(lengths[n], left // (len(order) - done))
-        left -= kept[n]
-    return kept
-
-
-def _cut(field: _Field, ids: list[int], size: int) -> list[int]:
-    return ids[len(ids) - size :] if field.name in _LOSES_HEAD else ids[:size]
-
-
-def _assemble(compiled: CompiledTemplate, fields: list[list[int]]) -> tuple[list[int], list[int]]:
-    """The ids of one row and its slot positions; `fields` holds the ids of each field piece, in order."""
-    ids: list[int] = []
-    positions = [-1] * len(compiled.template.slots)
-    parts = iter(fields)
-    for piece in compiled.pieces:
-        if isinstance(piece, _Mask):
-            positions[piece.slot] = len(ids)
-            ids.append(compiled.tokenizer.mask_token_id)
-        else:
-            ids.extend(piece.ids if isinstance(piece, _Ids) else next(parts))
-    assert len(ids) <= compiled.template.max_tokens and -1 not in positions
-    return ids, positions

@@ -3,7 +3,8 @@
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlaif.slots import Slot, SlotTemplate, compile_template
+from rlaif.encoding import compile_template
+from rlaif.slots import Slot, SlotTemplate
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "maybe", "sure", "the", "answer", "is", "so", "."]
 WORDS += ["red", "blue", "cat", "dog", "[", "]", "mask", "high", "low", "##s"]
@@ -44,5 +45,5 @@ LEVEL = Slot("level", [["low"], ["high"]], [1.0, 5.0], weight=0.5)
 TEXT = "{prompt} {completion} {explanation} the answer is [verdict] ."
 
 
-def compiled(text=TEXT, slots=(VERDICT,), max_tokens=32, tokenizer=None):
-    return compile_template(SlotTemplate(text, list(slots), max_tokens), tokenizer or word_piece())
+def compiled(text=TEXT, slots=(VERDICT,), max_tokens=32, tokenizer=None, **changes):
+    return compile_template(SlotTemplate(text, list(slots), max_tokens, **changes), tokenizer or word_piece())
