@@ -1,82 +1,152 @@
-"""ExplainerActor: stage 1 of the reward in a vLLM engine."""
+"""ExplainerActor: stage 1 of the reward, in a vLLM engine or by a server."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import pyarrow as pa
 import ray
 
-from actors.generation import Generation, content_seed
+from actors.generation import content_seed
 from rlaif.batch import EXPLAINED, ROLLOUT, check, with_columns
 from rlaif.config import ExplainerConfig
-from rlaif.explanations import explanation_prompt
-from rlaif.metrics import Mean, Metric, Sum
+from rlaif.explanation_cache import (
+    Author,
+    ExplanationCache,
+    Written,
+    explanation_key,
+    model_identity,
+    server_identity,
+)
+from rlaif.explanations import INPUT_CUT, explanation_metrics, explanation_prompt
+from rlaif.metrics import Metric, Sum
 from rlaif.models import load_tokenizer
 
-INPUT_CUT = "input_cut"     # finish reason of an explanation whose question had to be shortened
+
+class Writer(Protocol):
+    """Who writes: an engine here, or a server."""
+
+    async def check(self) -> None:
+        """Returns once the writer is there; raises UserError, one line, where it is not."""
+
+    async def write(self, questions: Sequence[str], num_samples: int, max_tokens: int, temperature: float, seed: int
+                    ) -> list[list[Written]]:
+        """`num_samples` explanations of each question."""
+
+    def take_metrics(self) -> dict[str, Metric]:
+        """What has been counted since the last call."""
+
+
+class EngineWriter:
+    """Writes in a vLLM engine of its own. A question that is too long loses its head."""
+
+    def __init__(self, config: ExplainerConfig, num_gpus: float, seed: int) -> None:
+        from actors.engine import Engine  # in the actor: the driver needs no vLLM
+
+        assert config.model is not None
+        self._tokenizer = load_tokenizer(config.model)
+        self._room = config.engine.max_model_len - config.max_tokens
+        self._engine = Engine(config.model, config.engine, seed=seed, num_gpus=num_gpus)
+
+    async def check(self) -> None:
+        pass
+
+    async def write(self, questions: Sequence[str], num_samples: int, max_tokens: int, temperature: float, seed: int
+                    ) -> list[list[Written]]:
+        flat = await asyncio.gather(*(
+            self._ask(question, max_tokens, temperature, content_seed(seed, question, sample))
+            for question in questions for sample in range(num_samples)))
+        return [flat[start : start + num_samples] for start in range(0, len(flat), num_samples)]
+
+    def take_metrics(self) -> dict[str, Metric]:
+        return {}
+
+    async def _ask(self, question: str, max_tokens: int, temperature: float, seed: int) -> Written:
+        ids = self._tokenizer(question)["input_ids"]
+        answer = await self._engine.generate(ids[-self._room :], max_tokens=max_tokens, temperature=temperature,
+                                             seed=seed if temperature > 0 else None, with_logprobs=False)
+        text = self._tokenizer.decode(answer.token_ids, skip_special_tokens=True).strip()
+        is_cut = len(ids) > self._room and answer.finish_reason == "stop"
+        return Written(text, len(answer.token_ids), INPUT_CUT if is_cut else answer.finish_reason)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Explanations of N rows: texts and how they ended, N lists each; tokens of a row's explanations together."""
+
+    texts: list[list[str]]
+    finish_reasons: list[list[str]]
+    num_tokens: list[int]
 
 
 @ray.remote
 class ExplainerActor:
-    """Verbs: `ready`, `explain`, `explain_texts`. `config` is complete: its model and template are set.
+    """Verbs: `ready`, `explain`, `explain_texts`. `config` is complete: source, model and template are set.
 
-    Equal questions of a call share one explanation; a sampled one depends on the run's seed and the question alone.
+    Equal questions of a call share their explanations; a sampled one depends on the run's seed and the question alone.
     """
 
     def __init__(self, config: ExplainerConfig, num_gpus: float, seed: int) -> None:
-        assert config.model is not None and config.template is not None
-        from actors.engine import Engine  # in the actor: the driver needs no vLLM
-
+        assert config.source in ("model", "server") and config.model is not None and config.template is not None
         self._config, self._seed = config, seed
-        self._tokenizer = load_tokenizer(config.model)
-        self._engine = Engine(config.model, config.engine, seed=seed, num_gpus=num_gpus)
+        self._cache = None if config.cache is None else ExplanationCache(config.cache)
+        self._writer: Writer
+        if config.source == "server":
+            from actors.explanation_server import ServerWriter  # in the actor: the driver needs no client
+
+            self._writer = ServerWriter(config.server, config.model)
+            who = server_identity(config.server.url or "", config.model, config.server.api)
+        else:
+            self._writer = EngineWriter(config, num_gpus, seed)
+            who = f"{model_identity(config.model)} {config.engine.dtype}" if self._cache is not None else ""
+        self._author = Author(who, config.template, config.principles, config.max_tokens, config.temperature, seed)
 
     async def ready(self) -> None:
-        """Returns once the engine has started."""
+        """Returns once the writer can write."""
+        await self._writer.check()
 
     async def explain(self, rollouts: pa.Table) -> tuple[pa.Table, dict[str, Metric]]:
         """The EXPLAINED batch of `rollouts`, and what it took."""
         check(rollouts, ROLLOUT)
-        texts, answers = await self._explain(rollouts["prompt"].to_pylist(), rollouts["completion"].to_pylist())
-        table = with_columns(rollouts, EXPLAINED, {
-            "explanation": texts, "num_explanation_tokens": [len(answer.token_ids) for answer in answers],
-            "explanation_finish_reason": [answer.finish_reason for answer in answers]})
-        return table, self._metrics(answers)
+        found, metrics = await self.explain_texts(rollouts["prompt"].to_pylist(), rollouts["completion"].to_pylist())
+        return with_columns(rollouts, EXPLAINED, {
+            "explanations": found.texts, "explanation_finish_reasons": found.finish_reasons,
+            "num_explanation_tokens": found.num_tokens}), metrics
 
     async def explain_texts(self, prompts: Sequence[str], completions: Sequence[str]
-                            ) -> tuple[list[str], dict[str, Metric]]:
-        """Explanations of `completions` to `prompts`, and what they took."""
-        texts, answers = await self._explain(prompts, completions)
-        return texts, self._metrics(answers)
-
-    async def _explain(self, prompts: Sequence[str], completions: Sequence[str]
-                       ) -> tuple[list[str], list[Generation]]:
-        """Equal questions are asked once."""
+                            ) -> tuple[Explained, dict[str, Metric]]:
+        """num_samples explanations of each (prompt, completion), and what it took."""
         config = self._config
         questions = [explanation_prompt(config.template, prompt, completion, config.principles)
                      for prompt, completion in zip(prompts, completions, strict=True)]
         unique = list(dict.fromkeys(questions))
-        answers = dict(zip(unique, await asyncio.gather(*map(self._ask, unique)), strict=True))
-        ordered = [answers[question] for question in questions]
-        texts = self._tokenizer.batch_decode([answer.token_ids for answer in ordered], skip_special_tokens=True)
-        return texts, ordered
+        answers, num_cached = await self._answers(unique)
+        rows = [answers[question] for question in questions]
+        found = Explained([[one.text for one in row] for row in rows],
+                          [[one.finish_reason for one in row] for row in rows],
+                          [sum(one.num_tokens for one in row) for row in rows])
+        metrics = explanation_metrics(found.texts, found.finish_reasons, found.num_tokens)
+        return found, metrics | self._writer.take_metrics() | {"explanations_cached": Sum(num_cached)}
 
-    async def _ask(self, question: str) -> Generation:
-        config = self._config
-        ids = self._tokenizer(question)["input_ids"]
-        room = config.engine.max_model_len - config.max_tokens
-        answer = await self._engine.generate(
-            ids[-room:], max_tokens=config.max_tokens, temperature=config.temperature,
-            seed=content_seed(self._seed, question) if config.temperature > 0 else None, with_logprobs=False)
-        if len(ids) > room:
-            return Generation(answer.token_ids, answer.logprobs, INPUT_CUT)
-        return answer
-
-    @staticmethod
-    def _metrics(answers: Sequence[Generation]) -> dict[str, Metric]:
-        reasons = [answer.finish_reason for answer in answers]
-        return {"explanation_tokens": Mean(sum(len(answer.token_ids) for answer in answers), len(answers)),
-                "explanations_cut": Sum(reasons.count("length")), "explainer_inputs_cut": Sum(reasons.count(INPUT_CUT)),
-                "explanations_empty": Sum(sum(len(answer.token_ids) <= 1 for answer in answers))}
+    async def _answers(self, questions: list[str]) -> tuple[dict[str, list[Written]], int]:
+        """The explanations of each question, from the cache where it has them all; and how many it had."""
+        config, samples = self._config, range(self._config.num_samples)
+        keys = {question: [explanation_key(self._author, question, sample) for sample in samples]
+                for question in questions}
+        known = {}
+        if self._cache is not None:     # apart: another process may be writing
+            known = await asyncio.to_thread(self._cache.get_many, [key for group in keys.values() for key in group])
+        missing = [question for question in questions if any(key not in known for key in keys[question])]
+        written = await self._writer.write(missing, config.num_samples, config.max_tokens, config.temperature,
+                                           self._seed)
+        fresh = dict(zip(missing, written, strict=True))
+        if self._cache is not None:
+            entries = {key: one for question, group in fresh.items()
+                       for key, one in zip(keys[question], group, strict=True)}
+            await asyncio.to_thread(self._cache.put_many, entries)
+        answers = {question: fresh[question] if question in fresh else [known[key] for key in keys[question]]
+                   for question in questions}
+        return answers, (len(questions) - len(missing)) * config.num_samples

@@ -90,15 +90,19 @@ async def _roll_out(fleet: Fleet, actor: Any, prompts: pa.Table, group_size: int
 
 
 async def _judge(fleet: Fleet, rollouts: ray.ObjectRef, num_rows: int, done: Walk) -> None:
-    """Sends one batch through both stages of the reward. The second call is made at once: Ray runs it when its
-    argument is there, without a round trip to the driver."""
-    done.clocks["explain"].enter()
-    explainer, explain = fleet.explainers.take(num_rows)
-    explained, explain_metrics = explain.explain.options(num_returns=2).remote(rollouts)
+    """Sends one batch through both stages of the reward, or the second alone where there are no explainers. The second
+    call is made at once: Ray runs it when its argument is there, without a round trip to the driver."""
+    explained, explaining = rollouts, None
+    if fleet.explainers.actors:
+        done.clocks["explain"].enter()
+        explainer, explain = fleet.explainers.take(num_rows)
+        explained, explain_metrics = explain.explain.options(num_returns=2).remote(rollouts)
+        explaining = _then(explain_metrics, fleet.explainers, explainer, num_rows)
     slot, score = fleet.slots.take(num_rows)
     scored, summary, score_metrics = score.score.options(num_returns=3).remote(explained)
-    done.parts.append(await _then(explain_metrics, fleet.explainers, explainer, num_rows))
-    done.clocks["explain"].leave(num_rows)
+    if explaining is not None:
+        done.parts.append(await explaining)
+        done.clocks["explain"].leave(num_rows)
     done.clocks["score"].enter()
     done.parts.append(await _then(score_metrics, fleet.slots, slot, num_rows))
     done.summaries.append(await summary)

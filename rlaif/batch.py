@@ -51,9 +51,11 @@ ROLLOUT = _extend(
 
 EXPLAINED = _extend(
     ROLLOUT,
-    _field("explanation", pa.string(), axis="row", role="text"),
+    # Every sample that was asked for, and how it ended: "stop", "length", "input_cut" or "failed". None where the
+    # reward asks for no explanations.
+    _field("explanations", _tokens(pa.string()), axis="explanations", role="text"),
+    _field("explanation_finish_reasons", _tokens(pa.string()), axis="explanations", role="identity"),
     _field("num_explanation_tokens", pa.int32(), axis="row", role="signal", unit="tokens"),
-    _field("explanation_finish_reason", pa.string(), axis="row", role="identity"),
 )
 
 SCORED = _extend(
@@ -61,6 +63,7 @@ SCORED = _extend(
     # Probabilities of the classes of every slot, slot after slot in the template's order.
     _field("slot_probabilities", _tokens(pa.float32()), axis="slot classes", role="signal", unit="probability"),
     _field("slot_scores", _tokens(pa.float32()), axis="slots", role="signal"),
+    _field("slot_entropy", _tokens(pa.float32()), axis="slots", role="signal", unit="nats"),
     _field("reward_parts", pa.map_(pa.string(), pa.float32()), axis="row", role="signal"),
     _field("reward", pa.float32(), axis="row", role="signal"),
     # What a judge that only watches says; never part of the reward.
@@ -74,21 +77,26 @@ TRAINING = _extend(
     _field("loss_mask", _tokens(pa.bool_()), axis="completion tokens", role="signal"),
 )
 
-# Supervised training: the loss is on completion_ids. Reward training: labels holds one class index a slot, -1 = none.
+# Supervised training: the loss is on completion_ids.
 SUPERVISED = pa.schema([
     _field("prompt_ids", _tokens(pa.int32()), axis="prompt tokens", role="tokens"),
     _field("completion_ids", _tokens(pa.int32()), axis="completion tokens", role="tokens"),
 ])
+# Reward training and evaluation: a completion with labels, or a pair with a preference, or both.
 JUDGED = pa.schema([
     _field("prompt", pa.string(), axis="row", role="text"),
     _field("completion", pa.string(), axis="row", role="text"),
-    _field("explanation", pa.string(), axis="row", role="text"),
-    _field("labels", _tokens(pa.int8()), axis="slots", role="signal"),
+    _field("explanations", _tokens(pa.string()), axis="explanations", role="text"),
+    _field("other", pa.string(), axis="row", role="text", nullable=True),            # the other side of a pair
+    _field("other_explanations", _tokens(pa.string()), axis="explanations", role="text"),
+    _field("labels", _tokens(pa.int8()), axis="slots", role="signal"),               # class of each slot, -1 = none
+    _field("preference", pa.float32(), axis="row", role="signal"),      # 1: completion, 0: other, 0.5: tie, -1: none
+    _field("source", pa.string(), axis="row", role="identity"),
 ])
 
 # What the driver reads of a scored batch; the payload itself stays in the object store.
 SUMMARY_COLUMNS = ("group_id", "sample", "policy_version", "reward", "reward_parts", "judge_verdicts", "finish_reason",
-                   "explanation_finish_reason", "num_explanation_tokens")
+                   "explanation_finish_reasons", "num_explanation_tokens")
 
 
 def check(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -8,8 +8,10 @@ loader puts the path before it. What depends on files, models or the cluster is 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
@@ -18,28 +20,28 @@ class UserError(ValueError):
     """A mistake of the user's: one line that names the field or file, the rule, the value and the cure."""
 
 
-def _require(holds: bool, name: str, rule: str, value: Any) -> None:
+def require(holds: bool, name: str, rule: str, value: Any) -> None:
     if not holds:
         raise UserError(f"{name} must be {rule}, got {value!r}")
 
 
-def _positive(config: Any, *names: str) -> None:
+def positive(config: Any, *names: str) -> None:
     for name in names:
-        _require(0 < getattr(config, name) < math.inf, name, "> 0", getattr(config, name))
+        require(0 < getattr(config, name) < math.inf, name, "> 0", getattr(config, name))
 
 
-def _not_negative(config: Any, *names: str) -> None:
+def not_negative(config: Any, *names: str) -> None:
     for name in names:
-        _require(0 <= getattr(config, name) < math.inf, name, ">= 0", getattr(config, name))
+        require(0 <= getattr(config, name) < math.inf, name, ">= 0", getattr(config, name))
 
 
-def _one_of(config: Any, name: str, choices: tuple) -> None:
-    _require(getattr(config, name) in choices, name, "one of " + ", ".join(map(str, choices)), getattr(config, name))
+def one_of(config: Any, name: str, choices: tuple) -> None:
+    require(getattr(config, name) in choices, name, "one of " + ", ".join(map(str, choices)), getattr(config, name))
 
 
-def _rows(config: Any, *names: str) -> None:
+def rows_or_null(config: Any, *names: str) -> None:
     for name in names:
-        _require(getattr(config, name) is None or getattr(config, name) > 0, name, "> 0 or null", getattr(config, name))
+        require(getattr(config, name) is None or getattr(config, name) > 0, name, "> 0 or null", getattr(config, name))
 
 
 DTYPES = ("float32", "bfloat16")
@@ -57,9 +59,9 @@ class ScratchConfig:
     initializer_range: float = 0.05     # standard deviation of the first weights, > 0
 
     def __post_init__(self) -> None:
-        _positive(self, "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions",
+        positive(self, "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions",
                   "initializer_range")
-        _require(self.hidden_size % self.num_heads == 0, "hidden_size", f"a multiple of num_heads {self.num_heads}",
+        require(self.hidden_size % self.num_heads == 0, "hidden_size", f"a multiple of num_heads {self.num_heads}",
                  self.hidden_size)
 
 
@@ -84,16 +86,16 @@ class EngineConfig:
     enforce_eager: bool = True          # no graph capture: starts in seconds
 
     def __post_init__(self) -> None:
-        _one_of(self, "dtype", DTYPES)
-        _positive(self, "max_model_len", "max_num_seqs", "tensor_parallel_size", "kv_cache_mb")
-        _require(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", "in (0, 1]",
+        one_of(self, "dtype", DTYPES)
+        positive(self, "max_model_len", "max_num_seqs", "tensor_parallel_size", "kv_cache_mb")
+        require(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", "in (0, 1]",
                  self.gpu_memory_utilization)
 
 
 def _fits(config: Any) -> None:
     """What is written must leave room for what it answers to."""
     room = config.engine.max_model_len
-    _require(config.max_tokens < room, "max_tokens", f"below engine.max_model_len {room}", config.max_tokens)
+    require(config.max_tokens < room, "max_tokens", f"below engine.max_model_len {room}", config.max_tokens)
 
 
 @dataclass
@@ -107,38 +109,104 @@ class RolloutConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        _positive(self, "groups_per_step", "group_size", "max_tokens", "temperature")
+        positive(self, "groups_per_step", "group_size", "max_tokens", "temperature")
         _fits(self)
+
+
+SERVER_APIS = ("chat", "completions")
+
+
+@dataclass
+class ServerConfig:
+    """An OpenAI-compatible server that writes explanations, with explainer.source: server."""
+
+    url: str | None = None              # such as http://127.0.0.1:8000/v1
+    api: str = "chat"                   # chat (one user message) | completions (the text as it is)
+    api_key_env: str | None = None      # name of the environment variable that holds the token; null: no token
+    timeout_s: float = 120.0            # of one request, > 0
+    max_retries: int = 6                # of one request, with growing, jittered pauses, >= 0; 6 bridge half a minute
+    concurrency: int = 32               # requests at once, > 0
+    max_consecutive_failures: int = 64  # questions in a row without an answer until the run stops, > 0
+
+    def __post_init__(self) -> None:
+        self._refuse_unsafe()
+        one_of(self, "api", SERVER_APIS)
+        positive(self, "timeout_s", "concurrency", "max_consecutive_failures")
+        not_negative(self, "max_retries")
+
+    def _refuse_unsafe(self) -> None:
+        """Raises UserError for a url that is none, and for a secret in a place where it would be shown."""
+        if set("@?#") & set(self.url or ""):
+            raise UserError("url must be without user, password, query or fragment, got one with them; api_key_env "
+                            "names the token")
+        require(self.url is None or _is_http(self.url), "url", "http://host:port/... or https://...", self.url)
+        # Most tokens have small letters.
+        if self.api_key_env is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):
+            raise UserError("api_key_env must be the name of an environment variable in capitals, got something else "
+                            "(not shown: it may be the token itself); export the token and name its variable")
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:      # a port or an IPv6 address that is none
+        return False
+
+
+EXPLANATION_SOURCES = ("model", "server", "column", "none")
+ON_UNUSABLE = ("without", "error")
 
 
 @dataclass
 class ExplainerConfig:
-    """Stage 1 of the reward. What is null is taken from the reward folder."""
+    """Stage 1 of the reward. Where a reward folder is used, what is null is taken from there."""
 
-    model: str | None = None            # Hugging Face name or folder of the explaining model
+    source: str | None = None           # model (vLLM) | server | column (of the data) | none (no explanations)
+    model: str | None = None            # Hugging Face name or folder of the explaining model; its name on the server
     template: str | None = None         # with the fields {prompt}, {completion} and, if given, {principles}
     principles: str = ""                # text the template may use: how to judge, in words
-    max_tokens: int = 64                # tokens of an explanation, > 0
-    temperature: float = 0.0            # 0 is greedy
+    max_tokens: int | None = None       # tokens of an explanation, > 0; null at last: 64
+    temperature: float | None = None    # 0 is greedy; null at last: 0
+    num_samples: int | None = None      # explanations a row, whose scores are averaged, >= 1; null at last: 1
+    on_unusable: str = "without"        # empty, cut-off or failed: without (judge without explanation) | error
+    cache: str | None = None            # SQLite file that keeps explanations by content, model and prompt; null: none
+    server: ServerConfig = field(default_factory=ServerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        _positive(self, "max_tokens")
-        _not_negative(self, "temperature")
-        _fits(self)
+        require(self.source is None or self.source in EXPLANATION_SOURCES, "source",
+                 "null or one of " + ", ".join(EXPLANATION_SOURCES), self.source)
+        one_of(self, "on_unusable", ON_UNUSABLE)
+        for name, is_right in (("max_tokens", lambda value: value > 0), ("num_samples", lambda value: value > 0),
+                               ("temperature", lambda value: 0 <= value < math.inf)):
+            value = getattr(self, name)
+            require(value is None or is_right(value), name, ">= 0" if name == "temperature" else "> 0", value)
+        require(self.num_samples in (None, 1) or self.temperature != 0, "num_samples", "1 at temperature 0",
+                self.num_samples)
+        require(self.source != "server" or self.server.url is not None, "server.url", "given with source: server",
+                 self.server.url)
+        if self.max_tokens is not None:
+            _fits(self)
+
+
+COMPARISONS = ("group", "reference")
 
 
 @dataclass
 class RewardConfig:
     """Stage 2 of the reward: a folder written by launch/train_reward.py."""
 
-    model: str = MISSING                # folder with reward.yaml, the masked LM and its tokenizer
+    model: str = MISSING                # folder with reward.yaml, the encoder and its tokenizer; or gold:scenes
     dtype: str = "float32"              # float32 | bfloat16
-    max_tokens_per_batch: int = 8192    # padded tokens a forward pass, > 0
+    max_tokens_per_batch: int = 8192    # tokens of a forward pass, > 0
+    compare: str = "group"              # pairwise slots: with the others of the group | with the prompt's reference
+    engine: EngineConfig = field(default_factory=EngineConfig)      # of a generative judge
 
     def __post_init__(self) -> None:
-        _one_of(self, "dtype", DTYPES)
-        _positive(self, "max_tokens_per_batch")
+        one_of(self, "dtype", DTYPES)
+        positive(self, "max_tokens_per_batch")
+        one_of(self, "compare", COMPARISONS)
 
 
 @dataclass
@@ -154,7 +222,7 @@ class PromptsConfig:
     reference_column: str | None = None     # null: no reference answers
 
     def __post_init__(self) -> None:
-        _rows(self, "num_train", "num_test")
+        rows_or_null(self, "num_train", "num_test")
 
 
 @dataclass
@@ -171,12 +239,12 @@ class AlgorithmConfig:
     num_minibatches: int = 1            # optimizer steps a pass, >= 1
 
     def __post_init__(self) -> None:
-        _require(0 <= self.clip_low <= 1, "clip_low", "in 0..1", self.clip_low)
-        _not_negative(self, "clip_high", "kl_coefficient")
-        _one_of(self, "kl_estimator", ("k1", "k2", "k3"))
-        _require(self.importance_cap is None or 1 <= self.importance_cap < math.inf, "importance_cap", ">= 1 or null",
+        require(0 <= self.clip_low <= 1, "clip_low", "in 0..1", self.clip_low)
+        not_negative(self, "clip_high", "kl_coefficient")
+        one_of(self, "kl_estimator", ("k1", "k2", "k3"))
+        require(self.importance_cap is None or 1 <= self.importance_cap < math.inf, "importance_cap", ">= 1 or null",
                  self.importance_cap)
-        _positive(self, "num_epochs", "num_minibatches")
+        positive(self, "num_epochs", "num_minibatches")
 
 
 OPTIMIZERS = ("adamw", "muon")
@@ -199,18 +267,19 @@ class LearnerConfig:
     offload: bool = False               # optimizer states on the CPU (ZeRO 1-3)
     micro_batch_tokens: int = 8192      # padded tokens a forward pass, > 0
     dtype: str = "float32"              # float32 | bfloat16
+    frozen: list[str] = field(default_factory=list)     # parts of names of weights that are not trained
 
     def __post_init__(self) -> None:
-        _one_of(self, "optimizer", OPTIMIZERS)
-        _one_of(self, "schedule", SCHEDULES)
-        _positive(self, "learning_rate", "max_grad_norm", "micro_batch_tokens")
-        _require(self.adam_learning_rate is None or 0 < self.adam_learning_rate < math.inf, "adam_learning_rate",
+        one_of(self, "optimizer", OPTIMIZERS)
+        one_of(self, "schedule", SCHEDULES)
+        positive(self, "learning_rate", "max_grad_norm", "micro_batch_tokens")
+        require(self.adam_learning_rate is None or 0 < self.adam_learning_rate < math.inf, "adam_learning_rate",
                  "> 0 or null", self.adam_learning_rate)
-        _not_negative(self, "warmup_steps", "weight_decay")
-        _require(0 <= self.beta2 < 1, "beta2", "in [0, 1)", self.beta2)
-        _one_of(self, "zero_stage", (0, 1, 2, 3))
-        _require(not self.offload or self.zero_stage > 0, "offload", "false with zero_stage 0", self.offload)
-        _one_of(self, "dtype", DTYPES)
+        not_negative(self, "warmup_steps", "weight_decay")
+        require(0 <= self.beta2 < 1, "beta2", "in [0, 1)", self.beta2)
+        one_of(self, "zero_stage", (0, 1, 2, 3))
+        require(not self.offload or self.zero_stage > 0, "offload", "false with zero_stage 0", self.offload)
+        one_of(self, "dtype", DTYPES)
 
 
 SYNC_BACKENDS = ("shared_memory", "nccl", "ipc")
@@ -224,8 +293,8 @@ class WeightSyncConfig:
     bucket_mb: int = 256                # MiB sent at a time, > 0
 
     def __post_init__(self) -> None:
-        _one_of(self, "backend", SYNC_BACKENDS)
-        _positive(self, "bucket_mb")
+        one_of(self, "backend", SYNC_BACKENDS)
+        positive(self, "bucket_mb")
 
 
 @dataclass
@@ -238,8 +307,8 @@ class RoleConfig:
     num_threads: int = 1                # compute threads of an actor on a CPU, >= 1
 
     def __post_init__(self) -> None:
-        _positive(self, "num_actors", "num_cpus", "num_threads")
-        _not_negative(self, "num_gpus")
+        positive(self, "num_actors", "num_cpus", "num_threads")
+        not_negative(self, "num_gpus")
 
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
@@ -257,8 +326,8 @@ class PlacementConfig:
     ready_timeout_s: float = 300.0      # seconds until every actor must answer, > 0
 
     def __post_init__(self) -> None:
-        _one_of(self, "strategy", STRATEGIES)
-        _positive(self, "ready_timeout_s")
+        one_of(self, "strategy", STRATEGIES)
+        positive(self, "ready_timeout_s")
 
 
 @dataclass
@@ -269,8 +338,8 @@ class EvaluationConfig:
     num_prompts: int = 384              # test prompts, > 0
 
     def __post_init__(self) -> None:
-        _require(self.gold in (None, "scenes"), "gold", "null or scenes", self.gold)
-        _positive(self, "num_prompts")
+        require(self.gold in (None, "scenes"), "gold", "null or scenes", self.gold)
+        positive(self, "num_prompts")
 
 
 @dataclass
@@ -281,7 +350,7 @@ class ReportConfig:
     num_samples: int = 2                # samples printed each time, >= 0
 
     def __post_init__(self) -> None:
-        _not_negative(self, "samples_every", "num_samples")
+        not_negative(self, "samples_every", "num_samples")
 
 
 @dataclass
@@ -304,13 +373,13 @@ class TrainConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
-        _not_negative(self, "seed")
-        _positive(self, "steps")
+        not_negative(self, "seed")
+        positive(self, "steps")
 
 
 @dataclass
 class SupervisedDataConfig:
-    """Rows for supervised or reward training: "scenes:<table>" or a .parquet, .jsonl or .csv file."""
+    """Rows for supervised training: "scenes:<table>" or a .parquet, .jsonl or .csv file."""
 
     train: str = MISSING
     dev: str = MISSING
@@ -319,12 +388,12 @@ class SupervisedDataConfig:
     seed: int = 0                       # of the built-in world
 
     def __post_init__(self) -> None:
-        _rows(self, "num_train", "num_dev")
+        rows_or_null(self, "num_train", "num_dev")
 
 
-def _fits_scratch(model: ModelConfig, where: str, max_tokens: int, name: str) -> None:
+def fits_scratch(model: ModelConfig, where: str, max_tokens: int, name: str) -> None:
     room = model.scratch.max_positions
-    _require(model.model is not None or max_tokens <= room, name, f"at most {where}.scratch.max_positions {room}",
+    require(model.model is not None or max_tokens <= room, name, f"at most {where}.scratch.max_positions {room}",
              max_tokens)
 
 
@@ -342,72 +411,11 @@ class SftConfig:
     target_column: str = "completion"
     max_tokens: int = 256               # longest row, input and target, in tokens, > 0
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    checkpoint_every: int = 200         # optimizer steps between checkpoints to resume from, >= 0; 0 makes none
     placement: RoleConfig = field(default_factory=RoleConfig)
     log_every: int = 50                 # optimizer steps between progress lines, >= 1
 
     def __post_init__(self) -> None:
-        _not_negative(self, "seed")
-        _positive(self, "steps", "batch_size", "log_every", "max_tokens")
-        _fits_scratch(self.policy, "policy", self.max_tokens, "max_tokens")
-
-
-@dataclass
-class SlotConfig:
-    """One slot of the template and its verbalizer."""
-
-    name: str = MISSING
-    classes: list[list[str]] = field(default_factory=list)      # label words of each class, in order
-    values: list[float] = field(default_factory=list)           # worth of each class
-    weight: float = 1.0
-
-
-@dataclass
-class TemplateConfig:
-    """Stage 2's text: fields {prompt}, {completion}, {explanation}; slots as [name]."""
-
-    text: str = "{prompt} {completion} {explanation} The answer is [verdict]."
-    slots: list[SlotConfig] = field(default_factory=list)
-    max_tokens: int = 256               # tokens of the filled template, > 0
-
-
-@dataclass
-class ExplainerSourceConfig:
-    """Who writes the explanations that the slot model is trained and tested on."""
-
-    model: str = MISSING                # folder or name of the explainer
-    template: str = "{prompt}\nAnswer: {completion}\nReason:"
-    principles: str = ""                # text the template may use as {principles}
-    max_tokens: int = 64                # tokens of an explanation, > 0
-    num_actors: int = 1                 # this and the next three as in RoleConfig
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-    num_threads: int = 1
-    engine: EngineConfig = field(default_factory=EngineConfig)
-
-    def __post_init__(self) -> None:
-        _positive(self, "max_tokens", "num_actors", "num_cpus", "num_threads")
-        _not_negative(self, "num_gpus")
-        _fits(self)
-
-
-@dataclass
-class RewardTrainConfig:
-    """launch/train_reward.py: the slot model, trained on explanations that the explainer wrote."""
-
-    output_dir: str = MISSING
-    seed: int = 0                       # >= 0
-    steps: int = 1000                   # optimizer steps, >= 1
-    batch_size: int = 64                # rows an optimizer step, >= 1
-    slot_model: ModelConfig = field(default_factory=ModelConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-    explainer: ExplainerSourceConfig = field(default_factory=ExplainerSourceConfig)
-    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
-    label_column: str = "label"         # holds a label word of the (first) slot
-    learner: LearnerConfig = field(default_factory=LearnerConfig)
-    placement: RoleConfig = field(default_factory=RoleConfig)
-    log_every: int = 50                 # optimizer steps between progress lines, >= 1
-
-    def __post_init__(self) -> None:
-        _not_negative(self, "seed")
-        _positive(self, "steps", "batch_size", "log_every")
-        _fits_scratch(self.slot_model, "slot_model", self.template.max_tokens, "template.max_tokens")
+        not_negative(self, "seed", "checkpoint_every")
+        positive(self, "steps", "batch_size", "log_every", "max_tokens")
+        fits_scratch(self.policy, "policy", self.max_tokens, "max_tokens")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -43,6 +45,11 @@ def load(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) ->
 def resolved_yaml(config: Any) -> str:
     """The whole configuration as YAML, defaults included: what a run writes beside its results."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def config_hash(config: Any) -> str:
+    """16 hex digits that follow every value of the configuration."""
+    return hashlib.sha256(resolved_yaml(config).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> DictConfig:
@@ -93,26 +100,32 @@ def _refuse_misfits(kind: type, given: Any, path: str) -> None:
 
 
 def _has_bool(value: Any) -> bool:
-    return isinstance(value, bool) or (isinstance(value, list) and any(map(_has_bool, value)))
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, bool) or any(map(_has_bool, inner))
 
 
 def _type_name(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return " or ".join(map(_type_name, typing.get_args(hint)))
-    return _TYPES.get(hint) or f"a {hint}".replace("rlaif.config.", "")
+    return _TYPES.get(hint) or re.sub(r"rlaif\.\w+\.", "", f"a {hint}")
 
 
 def _construct(kind: type, node: Any, path: str) -> Any:
     """The dataclass of `node`; what its own check refuses is named with its path."""
-    hints = typing.get_type_hints(kind)
-    values = {
-        name: _construct(hint, node[name], f"{path}{name}.") if dataclasses.is_dataclass(hint)
-        else OmegaConf.to_object(node[name]) if OmegaConf.is_config(node[name]) else node[name]
-        for name, hint in hints.items()}
+    values = {name: _value(hint, node[name], f"{path}{name}") for name, hint in typing.get_type_hints(kind).items()}
     try:
         return kind(**values)
     except UserError as error:
         raise UserError(f"{path}{error}") from error
+
+
+def _value(hint: Any, node: Any, path: str) -> Any:
+    items = typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _construct(hint, node, f"{path}.")
+    if items and dataclasses.is_dataclass(items[0]):
+        return [_construct(items[0], item, f"{path}[{number}].") for number, item in enumerate(node)]
+    return OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
 
 
 def _first_line(error: Exception) -> str:

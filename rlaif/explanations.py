@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 
 from rlaif.config import UserError
+from rlaif.metrics import Mean, Metric, Sum
 
 FIELDS = ("prompt", "completion", "principles")
+
+STOP, LENGTH, FAILED = "stop", "length", "failed"
+INPUT_CUT = "input_cut"     # finished, but its question had to be shortened
 
 
 def check_template(template: str, principles: str, key: str) -> None:
@@ -31,3 +36,33 @@ def check_template(template: str, principles: str, key: str) -> None:
 def explanation_prompt(template: str, prompt: str, completion: str, principles: str = "") -> str:
     """`template` filled in. Braces inside the texts are text: they are never read as fields."""
     return template.format(prompt=prompt, completion=completion, principles=principles)
+
+
+def usable(explanations: Sequence[Sequence[str]], finish_reasons: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Of each row's explanations those that finished and are not blank."""
+    return [[text for text, reason in zip(texts, reasons, strict=True) if reason in (STOP, INPUT_CUT) and text.strip()]
+            for texts, reasons in zip(explanations, finish_reasons, strict=True)]
+
+
+def usable_or_refuse(explanations: Sequence[Sequence[str]], finish_reasons: Sequence[Sequence[str]], on_unusable: str
+                     ) -> list[list[str]]:
+    """As `usable`. Raises UserError for the first row without any, where `on_unusable` is "error"."""
+    kept = usable(explanations, finish_reasons)
+    for row, (texts, reasons) in enumerate(zip(kept, finish_reasons, strict=True)):
+        if on_unusable == "error" and reasons and not texts:
+            raise UserError(f"explainer must write an explanation that ends and is not blank, got none of "
+                            f"{len(reasons)} in row {row} (ended by {', '.join(reasons)}); raise explainer.max_tokens "
+                            "or set explainer.on_unusable=without")
+    return kept
+
+
+def explanation_metrics(explanations: Sequence[Sequence[str]], finish_reasons: Sequence[Sequence[str]],
+                        num_tokens: Sequence[int]) -> dict[str, Metric]:
+    """Length of the explanations, and how many were cut, failed or blank."""
+    reasons = [reason for row in finish_reasons for reason in row]
+    blank = sum(not text.strip() and reason != FAILED for texts, row in zip(explanations, finish_reasons, strict=True)
+                for text, reason in zip(texts, row, strict=True))
+    return {
+        "num_explanations": Sum(len(reasons)), "explanation_tokens": Mean(sum(num_tokens), len(reasons)),
+        "explanations_cut": Sum(reasons.count(LENGTH)), "explanations_failed": Sum(reasons.count(FAILED)),
+        "explanations_empty": Sum(blank), "explainer_inputs_cut": Sum(reasons.count(INPUT_CUT))}

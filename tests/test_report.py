@@ -10,11 +10,12 @@ VALUES = {
     "reward": 0.5, "gold": 0.25, "fluent": 1.0, "kl_per_token": 0.125, "max_logprob_gap": 1e-6,
     "completion_tokens": 10.5,
     "step_s": 2.0, "num_rollouts": 16, "num_completion_tokens": 168, "num_cut": 1, "explanation_tokens": 30.25,
-    "explanations_cut": 2.0, "slot_inputs_cut": 3.0, "equal_reward_group_share": 0.5, "grad_norm": 1.5,
+    "num_explanations": 48.0, "explanations_cut": 2.0, "explanations_failed": 0.0, "explanations_empty": 0.0,
+    "slot_inputs_cut": 3.0, "judged_without_explanation": 2.0, "equal_reward_group_share": 0.5, "grad_norm": 1.5,
     "policy_version": 7, "checksum": "0123456789abcdef",
     "rollout_s": 0.5, "explain_s": 0.75, "score_s": 0.25, "learn_s": 1.0, "sync_s": 0.125,
 }
-ROW = {"prompt": "Say\n  so", "completion": "so", "explanation": "x" * 300, "slot_probabilities": [0.75, 0.25],
+ROW = {"prompt": "Say\n  so", "completion": "so", "explanations": ["x" * 300], "slot_probabilities": [0.75, 0.25],
        "reward": 0.75, "reward_parts": [("esfp", 0.75)], "judge_verdicts": [("gold", 1.0)]}
 
 
@@ -22,8 +23,8 @@ def test_a_step_is_shown_stage_by_stage():
     assert stage_lines(7, 80, VALUES) == [
         "step  7/80  reward 0.500  gold 0.250  fluent 1.000  kl 0.125  gap 1e-06  length 10.5  2.00 s",
         "  rollout   0.50 s  16 completions, 168 tokens, 1 cut",
-        "  explain   0.75 s  16 explanations, 30.2 tokens each, 2 cut",
-        "  score     0.25 s  16 rewards, 3 inputs cut",
+        "  explain   0.75 s  48 explanations, 30.2 tokens each, 2 cut",
+        "  score     0.25 s  16 rewards, 3 inputs cut, 2 without explanation",
         "  learn     1.00 s  16 rows, 50% of groups equal, gradient norm 1.50",
         "  sync      0.12 s  weights 7 01234567",
     ]
@@ -34,6 +35,14 @@ def test_figures_that_a_run_does_not_have_are_left_out_of_the_headline():
     assert stage_lines(1, 9, values)[0] == "step 1/9  reward 0.500  gap 1e-06  length 10.5  2.00 s"
 
 
+def test_explanations_that_are_missing_are_shown_where_there_are_some():
+    bad = VALUES | {"explanations_failed": 3.0, "explanations_empty": 1.0}
+    assert stage_lines(1, 9, bad)[2] == (
+        "  explain   0.75 s  48 explanations, 30.2 tokens each, 2 cut, 3 failed, 1 empty")
+    without = {name: value for name, value in VALUES.items() if not name.startswith("explanation")}
+    assert stage_lines(1, 9, without)[2] == "  explain   0.75 s  none asked for"
+
+
 def test_a_sample_is_shown_from_prompt_to_gold_a_line_each():
     lines = sample_lines([ROW, ROW | {"judge_verdicts": []}], ["verdict:yes", "verdict:no"])
     assert lines[:5] == [
@@ -41,6 +50,13 @@ def test_a_sample_is_shown_from_prompt_to_gold_a_line_each():
         "  | slots        verdict:yes 0.75  verdict:no 0.25  reward 0.75  gold 1", "  |"]
     assert lines[-1] == "  | slots        verdict:yes 0.75  verdict:no 0.25  reward 0.75"
     assert sample_lines([], ["verdict:yes"]) == []
+
+
+def test_a_sample_has_a_line_for_each_of_its_explanations_and_none_without():
+    several, none = (sample_lines([ROW | {"explanations": texts}], ["verdict:yes", "verdict:no"])
+                     for texts in (["so", "and so"], []))
+    assert several[2:4] == ["  | explanation  so", "  | explanation  and so"] and len(several) == 5
+    assert [line.split()[1] for line in none] == ["prompt", "completion", "slots"]
 
 
 def test_a_slot_without_its_label_is_an_error():
@@ -72,6 +88,24 @@ def test_metrics_have_one_object_a_step_and_the_console_what_was_said(tmp_path):
             {"step": n, "reward": 0.5 * n, "checksum": "ab", "num_cut": n} for n in range(1, step + 1)]
     report.close()
     assert console.getvalue() == "all actors ready\n"
+
+
+def test_a_run_that_is_taken_up_again_keeps_the_numbers_up_to_its_checkpoint(tmp_path):
+    report = Report(tmp_path, io.StringIO())
+    for step in (1, 2, 3):
+        report.step(step, {"reward": float(step)})
+    report.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rew')      # cut short by a kill
+    again = Report(tmp_path, io.StringIO())
+    again.rewind(2)
+    again.step(3, {"reward": 30.0})
+    again.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "reward": 1.0}, {"step": 2, "reward": 2.0}, {"step": 3, "reward": 30.0}]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("reward")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
 def test_tensorboard_shows_the_numbers_of_every_step(tmp_path):
