@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import numpy as np
 import ray
 
 from actors.learner import LearnerActor, LearnerSpec
@@ -30,6 +31,13 @@ class Gang:
     async def measure(self, rows: ray.ObjectRef) -> dict[str, Metric]:
         return merge(await asyncio.gather(*(actor.measure.remote(rows) for actor in self._actors)))
 
+    async def judge(self, rows: ray.ObjectRef) -> tuple[np.ndarray, np.ndarray]:
+        """Class logits `[N, S, K]` and scores `[N, 2]` of JUDGED rows, in their order."""
+        parts = await asyncio.gather(*(actor.judge.remote(rows) for actor in self._actors))
+        parts = [part for part in parts if part[0]]
+        order = np.argsort([row for chosen, _, _ in parts for row in chosen])
+        return np.concatenate([part[1] for part in parts])[order], np.concatenate([part[2] for part in parts])[order]
+
     async def update_policy(self, advantages: ray.ObjectRef, scored: Sequence[ray.ObjectRef]) -> dict[str, Metric]:
         return merge(await asyncio.gather(*(
             actor.update_policy.remote(advantages, *scored) for actor in self._actors)))
@@ -49,6 +57,12 @@ class Gang:
 
     async def send(self, version: int) -> None:
         await asyncio.gather(*(actor.send.remote(version) for actor in self._actors))
+
+    async def save_state(self, folder: str) -> None:
+        await asyncio.gather(*(actor.save_state.remote(folder) for actor in self._actors))
+
+    async def load_state(self, folder: str) -> None:
+        await asyncio.gather(*(actor.load_state.remote(folder) for actor in self._actors))
 
     async def save(self, folder: str) -> None:
         await asyncio.gather(*(actor.save.remote(folder) for actor in self._actors))

@@ -20,11 +20,11 @@ from actors.sync_client import SyncClient
 from rlaif.batch import TRAINING, check
 from rlaif.collate import plan
 from rlaif.config import LearnerConfig, ModelConfig, UserError
+from rlaif.judging_objective import JudgingObjective, JudgingOptions
 from rlaif.metrics import Max, Mean, Metric, merge
-from rlaif.models import load_causal_lm, load_masked_lm, load_tokenizer, scratch_causal_lm, scratch_masked_lm
-from rlaif.objectives import Objective, PolicyObjective, PolicyOptions, SlotObjective, SupervisedObjective
+from rlaif.models import load_causal_lm, load_judge, load_tokenizer, scratch_causal_lm, scratch_judge
+from rlaif.objectives import Objective, PolicyObjective, PolicyOptions, SupervisedObjective
 from rlaif.schedule import learning_rate_factor
-from rlaif.slots import SlotTemplate
 from rlaif.training_batch import training_rows
 from rlaif.weights import Manifest, pack
 
@@ -38,24 +38,24 @@ class LearnerSpec:
     learner: LearnerConfig
     total_steps: int                        # optimizer steps of the whole run, for the schedule
     seed: int
-    objective: PolicyOptions | SlotTemplate | None = None
+    objective: PolicyOptions | JudgingOptions | None = None
     num_epochs: int = 1                     # policy: passes over an update's rows
     num_minibatches: int = 1                # policy: optimizer steps a pass
-    is_masked: bool = False                 # a masked LM instead of a causal one
 
 
 def _objective(spec: LearnerSpec, tokenizer: PreTrainedTokenizerBase) -> Objective:
     if isinstance(spec.objective, PolicyOptions):
         return PolicyObjective(tokenizer, spec.objective)
-    if isinstance(spec.objective, SlotTemplate):
-        return SlotObjective(tokenizer, spec.objective)
+    if isinstance(spec.objective, JudgingOptions):
+        return JudgingObjective(tokenizer, spec.objective)
     return SupervisedObjective(tokenizer)
 
 
 @ray.remote
 class LearnerActor:
-    """Verbs: `join`, `update` (supervised and reward training), `update_policy`, `drift`, `save`,
-    `publish` (weights to the object store) or `open_channel` and `send` (straight to the engines)."""
+    """Verbs: `join`; `update`, `measure`, `judge` (supervised and reward training); `update_policy`, `drift`; `save`;
+    `save_state` and `load_state` (to go on where another gang stopped); `publish` (weights to the object store) or
+    `open_channel` and `send` (straight to the engines)."""
 
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
         self._spec, self._rank, self._world_size = spec, rank, world_size
@@ -81,6 +81,7 @@ class LearnerActor:
         self._tokenizer = load_tokenizer(spec.tokenizer)
         self._objective = _objective(spec, self._tokenizer)
         self._model = self._build()
+        freeze(self._model, spec.learner.frozen)
         self._engine = ZeroEngine(self._objective.module(self._model), self._model, spec.learner, device)
         self._reference = None
         if isinstance(self._objective, PolicyObjective) and spec.objective.loss.kl_coefficient > 0:
@@ -88,10 +89,14 @@ class LearnerActor:
 
     def _build(self) -> Any:
         spec = self._spec
+        if isinstance(spec.objective, JudgingOptions):
+            head = spec.objective.template.head, spec.objective.template.num_classes
+            if spec.model.model is None:
+                return scratch_judge(spec.model.scratch, self._tokenizer, spec.seed, *head)
+            return load_judge(spec.model.model, spec.learner.dtype, spec.seed, *head)
         if spec.model.model is None:
-            build = scratch_masked_lm if spec.is_masked else scratch_causal_lm
-            return build(spec.model.scratch, self._tokenizer, spec.seed)
-        return (load_masked_lm if spec.is_masked else load_causal_lm)(spec.model.model, spec.learner.dtype)
+            return scratch_causal_lm(spec.model.scratch, self._tokenizer, spec.seed)
+        return load_causal_lm(spec.model.model, spec.learner.dtype)
 
     def update(self, rows: pa.Table) -> dict[str, Metric]:
         """One optimizer step on `rows` (the same on every rank; each trains its share)."""
@@ -130,6 +135,24 @@ class LearnerActor:
                     name: [values[row] for row in chosen] for name, values in frozen.items()}))
         return merge(parts)
 
+    def judge(self, rows: pa.Table) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """This rank's share of JUDGED `rows`: their numbers, class logits `[n, S, K]` and scores `[n, 2]` of both sides
+        of a pair, NaN where there is none."""
+        assert isinstance(self._objective, JudgingObjective)
+        self._model.eval()
+        chosen, logits, scores = [], [], []
+        for batch in plan(self._objective.lengths(rows), self._world_size, self._spec.learner.micro_batch_tokens
+                          )[self._rank]:
+            # An empty micro-batch keeps this rank in step with the others, as in `measure`.
+            found = self._objective.logits(self._engine.module, rows.take(batch or [0]))
+            if batch:
+                chosen += batch
+                logits.append(found[0].numpy())
+                scores.append(found[1].numpy())
+        if not chosen:
+            return [], np.zeros((0, 1, 1)), np.zeros((0, 2))
+        return chosen, np.concatenate(logits), np.concatenate(scores)
+
     def drift(self, *scored: pa.Table) -> dict[str, Metric]:
         """Logprob gap to the engine and KL to the reference on `scored` rows, nothing trained; rank by rank."""
         rows = pa.concat_tables(scored)
@@ -147,6 +170,8 @@ class LearnerActor:
         return found
 
     def _step(self, rows: pa.Table, frozen: dict[str, list]) -> dict[str, Metric]:
+        # What a step draws (dropout, hidden tokens) follows from its number: a resumed run draws the same.
+        torch.manual_seed(int(np.random.default_rng([self._spec.seed, self._num_steps]).integers(1 << 62)))
         # Dropout is for supervised training: a policy must be the function that its engine samples from.
         self._model.train(not isinstance(self._objective, PolicyObjective))
         weights = self._objective.weights(rows)
@@ -208,6 +233,14 @@ class LearnerActor:
         self._client.version = version
         self._send()
 
+    def save_state(self, folder: str) -> None:
+        """Writes weights, optimizer and the number of steps into `folder`; every rank must call."""
+        self._engine.save_state(folder, self._num_steps)
+
+    def load_state(self, folder: str) -> None:
+        """Goes on from what `save_state` of a gang of the same size wrote; every rank must call."""
+        self._num_steps = self._engine.load_state(folder)
+
     def save(self, folder: str) -> None:
         """Writes model and tokenizer as a Hugging Face folder (written beside and renamed); every rank must call."""
         state = dict(self._whole_on_cpu())
@@ -218,6 +251,18 @@ class LearnerActor:
         self._model.save_pretrained(beside, state_dict=state)
         self._tokenizer.save_pretrained(beside)
         beside.rename(target)
+
+
+def freeze(model: torch.nn.Module, parts: Sequence[str]) -> None:
+    """Takes the weights whose names hold one of `parts` out of training. Raises UserError for a part no name holds."""
+    for part in parts:
+        chosen = [weight for name, weight in model.named_parameters() if part in name]
+        if not chosen:
+            some = ", ".join(name for name, _ in list(model.named_parameters())[:3])
+            raise UserError(f"learner.frozen must be parts of the names of weights, such as {some}; got {part!r}, "
+                            "which is in none")
+        for weight in chosen:
+            weight.requires_grad_(False)
 
 
 def refuse_non_finite(loss: torch.Tensor, rows: str, step: int) -> None:

@@ -1,7 +1,7 @@
 """The one door to DeepSpeed: a ZeRO engine that accumulates, steps, and gives its weights whole.
 
 What is used of DeepSpeed: init_distributed, initialize, the engine's call / backward / accumulation boundary / step,
-GatheredParameters. Nothing else in the project imports deepspeed.
+save_checkpoint and load_checkpoint, GatheredParameters. Nothing else in the project imports deepspeed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from rlaif.config import LearnerConfig
 if "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+_TAG = "state"
 
 
 def init_distributed(backend: str) -> None:
@@ -63,6 +65,16 @@ class ZeroEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
+    def save_state(self, folder: str, num_steps: int) -> None:
+        """Writes this rank's part of weights and optimizer into `folder`, for `load_state`; every rank must call."""
+        self._engine.save_checkpoint(folder, tag=_TAG, client_state={"num_steps": num_steps}, save_latest=False)
+
+    def load_state(self, folder: str) -> int:
+        """Takes up what `save_state` of as many ranks wrote; returns its number of steps. Every rank must call."""
+        path, state = self._engine.load_checkpoint(folder, tag=_TAG, load_lr_scheduler_states=False)
+        assert path is not None, f"no state in {folder}"
+        return state["num_steps"]
+
     def shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, whole shape) of every weight, in the order of `each_whole_weight`; gathers nothing."""
         return [(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
@@ -79,7 +91,7 @@ def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
     rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     adam = {"betas": [0.9, config.beta2], "torch_adam": True}
     if config.optimizer == "adamw":
-        optimizer = {"type": "AdamW", "params": rates | adam}
+        optimizer = {"type": "AdamW", "params": rates | adam | {"fused": True}}
     else:
         adam_rate = config.learning_rate if config.adam_learning_rate is None else config.adam_learning_rate
         optimizer = {"type": "Muon", "params": rates | adam | {"adam_lr": adam_rate, "momentum": 0.95}}

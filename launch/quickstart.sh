@@ -23,7 +23,7 @@ done
 sft=() reward=() train=()
 if [ "$(device)" = gpu ]; then
   sft=(placement.num_actors=1 placement.num_gpus=1)
-  reward=("${sft[@]}" explainer.num_gpus=1)
+  reward=(placement.learner.num_actors=1 placement.learner.num_gpus=1 placement.explainer.num_gpus=1)
   train=(placement.rollout.num_gpus=0.25 placement.explainer.num_gpus=0.25 placement.slot.num_gpus=0.2
          placement.learner.num_gpus=0.3 placement.learner.num_actors=1
          rollout.engine.gpu_memory_utilization=0.2 explainer.engine.gpu_memory_utilization=0.2)

@@ -7,7 +7,7 @@ from rlaif.config import SftConfig
 
 
 def body(config: SftConfig) -> None:
-    from actors.supervised import run_sft  # seconds of imports: a mistake in the configuration is told before
+    from actors.sft import run_sft  # seconds of imports: a mistake in the configuration is told before
 
     run_sft(config)
 

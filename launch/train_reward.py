@@ -1,4 +1,4 @@
-"""Trains a slot model on explanations that an explainer wrote.
+"""Trains a reward model on explanations that an explainer wrote.
 
 `python launch/train_reward.py configs/scenes_reward.yaml [key=value ...]`
 """
@@ -6,13 +6,12 @@
 import sys
 
 from rlaif.cli import main
-from rlaif.config import RewardTrainConfig
+from rlaif.reward_config import RewardTrainConfig
 
 
 def body(config: RewardTrainConfig) -> None:
-    from actors.supervised import (
-        run_reward_training,  # seconds of imports: a mistake in the configuration is told before
-    )
+    # Seconds of imports: a mistake in the configuration is told before.
+    from actors.reward_training import run_reward_training
 
     run_reward_training(config)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -15,9 +16,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -66,10 +69,13 @@ def scratch_causal_lm(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 
-def scratch_masked_lm(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A BERT-type masked LM, its weights drawn from `seed`."""
+def scratch_judge(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int, head: str, num_classes: int
+                  ) -> PreTrainedModel:
+    """A BERT with a `head` of rlaif.slots.HEADS, its weights drawn from `seed`."""
     torch.manual_seed(seed)
-    return BertForMaskedLM(BertConfig(
+    kind = BertForMaskedLM if head == "slot" else BertForSequenceClassification
+    return kind(BertConfig(
+        num_labels=num_classes,
         vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads, intermediate_size=config.intermediate_size,
         max_position_embeddings=config.max_positions, initializer_range=config.initializer_range,
@@ -121,10 +127,13 @@ def load_causal_lm(model: str, dtype: str) -> PreTrainedModel:
                                                 trust_remote_code=False)
 
 
-def load_masked_lm(model: str, dtype: str) -> PreTrainedModel:
-    """A masked LM from a name or folder."""
-    return AutoModelForMaskedLM.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True,
-                                                trust_remote_code=False)
+def load_judge(model: str, dtype: str, seed: int, head: str, num_classes: int) -> PreTrainedModel:
+    """An encoder with a `head` of rlaif.slots.HEADS from a name or folder; a head it lacks is drawn from `seed`."""
+    torch.manual_seed(seed)
+    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
+    if head == "slot":
+        return AutoModelForMaskedLM.from_pretrained(model, **options)
+    return AutoModelForSequenceClassification.from_pretrained(model, num_labels=num_classes, **options)
 
 
 def context_length(model: str) -> int:
@@ -142,9 +151,10 @@ def absolute(model: str | None) -> str | None:
     return str(Path(model).resolve()) if model and Path(model).is_dir() else model
 
 
-def skeleton(model: str, kind: type) -> PreTrainedModel:
-    """A model of a name or folder without its weights; `kind` is an Auto class. Takes no memory."""
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+def skeleton(model: str, kind: type, **changes: Any) -> PreTrainedModel:
+    """A model of a name or folder without its weights; `kind` is an Auto class, `changes` of its configuration. Takes
+    no memory."""
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False, **changes)
     with torch.device("meta"):
         return kind.from_config(config, trust_remote_code=False)
 

@@ -6,7 +6,8 @@ Every loss is a sum over its micro-batch divided by a global count, so that it d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,13 +17,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlaif.batch import JUDGED, SUPERVISED, TRAINING
-from rlaif.collate import pad_right, sequences, spread
+from rlaif.batch import SUPERVISED, TRAINING
+from rlaif.collate import sequences, spread
 from rlaif.logprobs import token_entropy, token_logprobs
-from rlaif.losses import LossOptions, policy_loss, slot_loss, supervised_loss
-from rlaif.metrics import Max, Mean, Metric, Sum
-from rlaif.slot_scoring import check_model, class_logits
-from rlaif.slots import CompiledTemplate, SlotTemplate, compile_template, encode
+from rlaif.losses import LossOptions, policy_loss, supervised_loss
+from rlaif.metrics import Max, Mean, Metric
 
 
 class Objective(Protocol):
@@ -127,64 +126,40 @@ class PolicyObjective:
         return metrics
 
 
-class SlotObjective:
-    """Cross-entropy of the label at every slot of the filled template."""
-
-    schema = JUDGED
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: SlotTemplate) -> None:
-        self._compiled = compile_template(template, tokenizer)
-
-    def module(self, model: PreTrainedModel) -> torch.nn.Module:
-        check_model(model, self._compiled)
-        return _SlotForward(model, self._compiled)
-
-    def _encode(self, rows: pa.Table):
-        return encode(self._compiled, *(rows[name].to_pylist() for name in ("prompt", "completion", "explanation")))
-
-    def lengths(self, rows: pa.Table) -> list[int]:
-        return [len(ids) for ids in self._encode(rows).input_ids]
-
-    def weights(self, rows: pa.Table) -> list[int]:
-        return [1] * rows.num_rows
-
-    def loss(self, model: Any, rows: pa.Table, num_global: int, frozen: dict[str, list]
-             ) -> tuple[Tensor, dict[str, Metric]]:
-        encoded = self._encode(rows)
-        input_ids, attention_mask = pad_right(encoded.input_ids, self._compiled.tokenizer.pad_token_id)
-        device = next(model.parameters()).device
-        logits = model(input_ids.to(device), attention_mask.to(device),
-                       torch.tensor(encoded.slot_positions, device=device))
-        labels = torch.tensor(rows["labels"].to_pylist(), dtype=torch.int64, device=device)
-        loss, metrics = slot_loss(logits, labels, num_global_rows=num_global)
-        return loss, metrics | {"num_truncated": Sum(encoded.num_truncated)}
-
-
-class _SlotForward(torch.nn.Module):
-    """A masked LM whose forward reads its slots only: a training engine gathers and reduces around `forward`."""
-
-    def __init__(self, model: PreTrainedModel, compiled: CompiledTemplate) -> None:
-        super().__init__()
-        self.model, self._compiled = model, compiled
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, slot_positions: Tensor) -> Tensor:
-        return class_logits(self.model, input_ids, attention_mask, slot_positions, self._compiled)
-
-
 def completion_logprobs(model: PreTrainedModel, rows: pa.Table, pad_id: int, temperature: float = 1.0, *,
                         with_entropy: bool = False):
     """Log-probabilities of the completion tokens, `[B, L - 1]` with their mask, nats; with entropy where asked."""
     batch = sequences(rows["prompt_ids"].to_pylist(), rows["completion_ids"].to_pylist(), pad_id)
     device = next(model.parameters()).device
-    logits = model(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device),
-                   use_cache=False).logits[:, :-1]
     mask = batch.completion_mask.to(device)
-    logprobs = token_logprobs(logits, batch.labels.to(device), temperature=temperature)
+    with _head_at(getattr(model, "module", model), mask):
+        logits = model(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device),
+                       use_cache=False).logits.unsqueeze(0)     # [1, N, V], the N tokens of the mask
+    labels = batch.labels.to(device)[mask].unsqueeze(0)
+    logprobs = _placed(token_logprobs(logits, labels, temperature=temperature), mask)
     if not with_entropy:
         return logprobs, mask
     with torch.no_grad():
-        entropy = token_entropy(logits, temperature=temperature)
+        entropy = _placed(token_entropy(logits, temperature=temperature), mask)
     return logprobs, mask, entropy
+
+
+@contextlib.contextmanager
+def _head_at(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
+    """Inside, the model's output matrix sees the states at `mask` `[B, L - 1]` only: logits come out as `[N, V]`.
+
+    A vocabulary's logits are most of a small model's work, and those of a prompt are never read.
+    """
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :-1][mask],))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _placed(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` `[1, N]` at the True places of `mask`, zero elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).index_put((mask,), values[0])
 
 
 def _lengths(rows: pa.Table) -> list[int]:

@@ -65,12 +65,13 @@ def _leaves(content: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{path}.{key}" if path else str(key))
 
 
-def claim(output_dir: str, config: Any) -> None:
-    """Makes `output_dir` the folder of this run; what an unfinished attempt of it left there is begun anew."""
+def claim(output_dir: str, config: Any, *, anew: bool = True) -> None:
+    """Makes `output_dir` the folder of this run. `anew`: its numbers begin again; else they are kept to go on with."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    if anew:
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     (folder / CONFIG_FILE).write_text(resolved_yaml(config), encoding="utf-8")
 
 

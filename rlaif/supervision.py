@@ -1,4 +1,4 @@
-"""Rows for supervised and reward training: encoded, checked, and drawn in batches."""
+"""Rows for supervised training: encoded, checked, and drawn in batches."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from rlaif.batch import JUDGED, SUPERVISED, from_rows
-from rlaif.config import SftConfig, SlotConfig, UserError
+from rlaif.batch import SUPERVISED, from_rows
+from rlaif.config import SftConfig, UserError
 from rlaif.tables import read_rows
 
 
@@ -51,22 +51,6 @@ def _refuse_long(lengths: Sequence[int], max_tokens: int, key: str) -> None:
     if long:
         raise UserError(f"{key} must fit into max_tokens = {max_tokens}, got {len(long)} longer rows, first row "
                         f"{long[0]} with {lengths[long[0]]} tokens; raise max_tokens or shorten them")
-
-
-def class_index(slot: SlotConfig, label: str, key: str, row: int) -> int:
-    """Which class of `slot` the word `label` stands for. Raises UserError naming the row."""
-    for index, words in enumerate(slot.classes):
-        if label in words:
-            return index
-    known = ", ".join(word for words in slot.classes for word in words)
-    raise UserError(f"{key} must hold one of the label words {known}, got {label!r} in row {row}")
-
-
-def judged_rows(rows: Sequence[dict], explanations: Sequence[str], labels: Sequence[int]) -> pa.Table:
-    """JUDGED rows of one slot."""
-    return from_rows([{"prompt": row["prompt"], "completion": row["completion"], "explanation": explanation,
-                       "labels": [label]}
-                      for row, explanation, label in zip(rows, explanations, labels, strict=True)], JUDGED)
 
 
 def batches(num_rows: int, batch_size: int, num_batches: int, seed: int) -> Iterator[list[int]]:

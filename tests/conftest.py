@@ -8,8 +8,9 @@ import pytest
 import actors  # noqa: F401  before any test imports ray, as in every launcher
 from rlaif import scenes
 from rlaif.config import ScratchConfig
-from rlaif.models import scratch_causal_lm, scratch_masked_lm, word_tokenizer
-from rlaif.reward_model import RewardModel, RewardSpec
+from rlaif.models import scratch_causal_lm, scratch_judge, word_tokenizer
+from rlaif.reward_model import RewardModel
+from rlaif.reward_spec import ExplainerReference, RewardSpec
 from rlaif.slots import Slot, SlotTemplate
 
 SCRATCH = ScratchConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_positions=256)
@@ -35,6 +36,6 @@ def folders(tmp_path_factory):
     scratch_causal_lm(SCRATCH, tokenizer, seed=0).save_pretrained(root / "causal")
     tokenizer.save_pretrained(root / "causal")
     tokenizer = word_tokenizer([WORDS], masked=True)
-    spec = RewardSpec(TEMPLATE, explainer="../causal", explanation_template=REASON)
-    RewardModel(scratch_masked_lm(SCRATCH, tokenizer, seed=0), tokenizer, spec).save(root / "reward")
+    spec = RewardSpec(TEMPLATE, explainer=ExplainerReference("../causal", REASON))
+    RewardModel(scratch_judge(SCRATCH, tokenizer, 0, "slot", 3), tokenizer, spec).save(root / "reward")
     return Folders(root / "causal", root / "reward")

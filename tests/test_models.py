@@ -3,7 +3,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    LlamaForCausalLM,
+)
 
 from rlaif import scenes
 from rlaif.config import ScratchConfig, UserError
@@ -11,20 +17,22 @@ from rlaif.models import (
     absolute,
     context_length,
     load_causal_lm,
-    load_masked_lm,
+    load_judge,
     load_tokenizer,
     published_shapes,
     refuse_incomplete,
     scratch_causal_lm,
-    scratch_masked_lm,
+    scratch_judge,
+    skeleton,
     word_tokenizer,
 )
 from rlaif.weights import checkpoint_shapes
 
 TEXT = "A woman in a red coat plays a guitar on a bench."
 CONFIG = ScratchConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_positions=48)
-BUILD = {"causal": scratch_causal_lm, "masked": scratch_masked_lm}
-LOAD = {"causal": load_causal_lm, "masked": load_masked_lm}
+BUILD = {"causal": scratch_causal_lm,
+         "masked": lambda config, tokenizer, seed: scratch_judge(config, tokenizer, seed, "slot", 1)}
+LOAD = {"causal": load_causal_lm, "masked": lambda model, dtype: load_judge(model, dtype, 0, "slot", 1)}
 kinds = pytest.mark.parametrize("kind", BUILD)
 
 
@@ -101,9 +109,37 @@ def test_the_weights_of_a_new_model_follow_its_seed_only(kind):
 
 def test_a_new_masked_model_drops_nothing_out_in_training():
     tokenizer = tokenizer_of("masked")
-    model = scratch_masked_lm(CONFIG, tokenizer, seed=0).train()
+    model = BUILD["masked"](CONFIG, tokenizer, seed=0).train()
     inputs = tokenizer(TEXT, return_tensors="pt")
     assert torch.equal(model(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize(("head", "num_classes"), [("classes", 3), ("scalar", 1)])
+def test_a_judge_from_nothing_has_the_head_of_its_template(head, num_classes):
+    model = scratch_judge(CONFIG, tokenizer_of("masked"), 0, head, num_classes)
+    assert type(model) is BertForSequenceClassification
+    assert model.classifier.weight.shape == (num_classes, CONFIG.hidden_size)
+    again = scratch_judge(CONFIG, tokenizer_of("masked"), 0, head, num_classes)
+    assert torch.equal(model.classifier.weight, again.classifier.weight)
+
+
+@pytest.mark.parametrize("kind", ["masked"])
+def test_a_head_that_a_judge_lacks_is_drawn_from_the_seed_and_its_encoder_is_kept(kind, folder):
+    encoder = load_judge(str(folder), "float32", 0, "slot", 3).bert.state_dict()
+    torch.manual_seed(7)
+    one, same, other = (load_judge(str(folder), "float32", seed, "classes", 3) for seed in (0, 0, 1))
+    assert torch.equal(one.classifier.weight, same.classifier.weight)
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+    assert all(torch.equal(encoder[name], tensor) for name, tensor in one.bert.state_dict().items() if name in encoder)
+    assert one.config.num_labels == 3
+
+
+@pytest.mark.parametrize("kind", ["masked"])
+def test_a_skeleton_has_shapes_and_no_weights(kind, folder):
+    bones = skeleton(str(folder), AutoModelForMaskedLM)
+    assert all(tensor.is_meta for tensor in bones.parameters())
+    shapes = {name: tensor.shape for name, tensor in BUILD[kind](CONFIG, tokenizer_of(kind), seed=0).named_parameters()}
+    assert {name: tensor.shape for name, tensor in bones.named_parameters()} == shapes
 
 
 @kinds

@@ -4,40 +4,25 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rlaif.batch import JUDGED, SUPERVISED, TRAINING
+from rlaif.batch import SUPERVISED, TRAINING
 from rlaif.config import ScratchConfig
 from rlaif.losses import LossOptions
-from rlaif.metrics import Max, merge, values
-from rlaif.models import scratch_causal_lm, scratch_masked_lm, word_tokenizer
-from rlaif.objectives import (
-    PolicyObjective,
-    PolicyOptions,
-    SlotObjective,
-    SupervisedObjective,
-    completion_logprobs,
-)
-from rlaif.slots import Slot, SlotTemplate
+from rlaif.metrics import Max, values
+from rlaif.models import scratch_causal_lm, word_tokenizer
+from rlaif.objectives import PolicyObjective, PolicyOptions, SupervisedObjective, completion_logprobs
 from tests.batch_examples import table
+from tests.objective_examples import SPLITS, assert_split_changes_nothing, loss_and_gradient
 
 WORDS = "red blue cat dog so it is the answer yes no low high . runs sits"
 CONFIG = ScratchConfig(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, max_positions=64,
                        initializer_range=0.3)
 TEMPERATURE = 1.3
 OPTIONS = PolicyOptions(LossOptions(kl_coefficient=0.1, clip_low=0.1, clip_high=0.1), TEMPERATURE)
-TEMPLATE = SlotTemplate(
-    "{prompt} {completion} {explanation} the answer is [verdict] [level] .",
-    [Slot("verdict", [["yes"], ["no"], ["so"]], [1.0, 0.0, 0.0]), Slot("level", [["low"], ["high"]], [0.0, 1.0])], 40)
-SPLITS = [[[0], [1], [2], [3], [4], [5]], [[5, 0], [3], [1, 2, 4]], [[4, 3, 2, 1, 0], [5]]]
 CAUSAL = word_tokenizer([WORDS], masked=False)
-MASKED = word_tokenizer([WORDS], masked=True)
 
 
 def causal_lm():
     return scratch_causal_lm(CONFIG, CAUSAL, seed=0).double()
-
-
-def masked_lm():
-    return scratch_masked_lm(CONFIG, MASKED, seed=0).double()
 
 
 def token_rows(generator):
@@ -68,56 +53,18 @@ def policy():
     return objective, model, table(TRAINING, *changes), frozen
 
 
-def slots():
-    texts = ["red cat", "dog", "the blue dog sits", "so", "it is red .", "red red red"]
-    labels = [[0, 1], [2, -1], [1, 0], [0, 0], [-1, 1], [2, 1]]
-    rows = table(JUDGED, *({"prompt": text, "completion": texts[-1 - row], "explanation": " ".join(texts[:row]),
-                            "labels": labels[row]} for row, text in enumerate(texts)))
-    return SlotObjective(MASKED, TEMPLATE), masked_lm(), rows, {}
-
-
-CASES = {"supervised": supervised, "policy": policy, "slots": slots}
-
-
-def loss_and_gradient(objective, model, rows, frozen, batches):
-    """Summed over micro-batches, as a learner does: loss, gradients by name, metrics."""
-    module = objective.module(model)
-    total = sum(objective.weights(rows))
-    model.zero_grad()
-    loss, parts = 0.0, []
-    for batch in batches:
-        chosen = {name: [column[row] for row in batch] for name, column in frozen.items()}
-        part, metrics = objective.loss(module, rows.take(batch), total, chosen)
-        part.backward()
-        loss += part.item()
-        parts.append(metrics)
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return loss, gradients, values(merge(parts))
+CASES = {"supervised": supervised, "policy": policy}
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=len)
 @pytest.mark.parametrize("name", CASES)
 def test_loss_gradient_and_metrics_do_not_depend_on_the_split_into_micro_batches(name, split):
-    objective, model, rows, frozen = CASES[name]()
-    loss, gradients, metrics = loss_and_gradient(objective, model, rows, frozen, [list(range(6))])
-    assert abs(loss) > 1e-2 and max(g.abs().max() for g in gradients.values()) > 1e-2
-    split_loss, split_gradients, split_metrics = loss_and_gradient(objective, model, rows, frozen, split)
-    assert split_loss == pytest.approx(loss, abs=1e-6)
-    assert split_gradients.keys() == gradients.keys()
-    for parameter, gradient in gradients.items():
-        torch.testing.assert_close(split_gradients[parameter], gradient, atol=1e-6, rtol=0, msg=parameter)
-    assert split_metrics == pytest.approx(metrics, abs=1e-5)
+    assert_split_changes_nothing(*CASES[name](), split)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_lengths_and_weights_are_those_of_the_rows(name):
     objective, _, rows, _ = CASES[name]()
-    if name == "slots":
-        sizes = [len(MASKED(text, add_special_tokens=False)["input_ids"]) for column in ("prompt", "completion",
-                 "explanation") for text in rows[column].to_pylist()]
-        assert objective.lengths(rows) == [sum(sizes[row::6]) + 8 for row in range(6)]   # 6 of the text, 2 special
-        assert objective.weights(rows) == [1] * 6
-        return
     assert objective.lengths(rows) == [7, 5, 6, 9, 11, 9]
     assert objective.weights(rows) == ([6, 1, 3, 2, 9, 4] if name == "supervised" else [4, 1, 2, 2, 6, 3])
     assert objective.lengths(rows.slice(3)) == [9, 11, 9]
@@ -184,40 +131,6 @@ def test_tokens_outside_the_loss_mask_change_nothing():
     other_loss, other, _ = loss_and_gradient(objective, model, changed, frozen, [list(range(6))])
     assert other_loss == loss
     assert all(torch.equal(other[name], gradient) for name, gradient in gradients.items())
-
-
-def test_the_slot_loss_is_torchs_cross_entropy_of_the_label_words_at_the_slots():
-    objective, model, rows, _ = slots()
-    want = 0.0
-    for row in rows.to_pylist():
-        text = " ".join(filter(None, (row["prompt"], row["completion"], row["explanation"])))
-        ids = MASKED(f"{text} the answer is [MASK] [MASK] .", return_tensors="pt")["input_ids"]
-        logits = model(input_ids=ids).logits[0][ids[0] == MASKED.mask_token_id]
-        for at_slot, slot, label in zip(logits, TEMPLATE.slots, row["labels"], strict=True):
-            words = MASKED.convert_tokens_to_ids([words[0] for words in slot.classes])
-            if label >= 0:
-                want += functional.cross_entropy(at_slot[words], torch.tensor(label)) / 6
-    loss, metrics = objective.loss(objective.module(model), rows, 6, {})
-    assert loss.item() == pytest.approx(want.item(), abs=1e-6)
-    assert values(metrics)["num_truncated"] == 0
-
-
-def test_a_tokenizer_that_pads_on_the_left_does_not_move_the_slots():
-    _, model, rows, _ = slots()
-    left = word_tokenizer([WORDS], masked=True)
-    left.padding_side = "left"
-    one, other = (objective.loss(objective.module(model), rows, 6, {})[0].item()
-                  for objective in (SlotObjective(MASKED, TEMPLATE), SlotObjective(left, TEMPLATE)))
-    assert one == other
-
-
-def test_inputs_that_are_cut_are_counted():
-    objective, model, rows, _ = slots()
-    short = SlotObjective(MASKED, SlotTemplate(TEMPLATE.text, TEMPLATE.slots, 12))
-    lengths = objective.lengths(rows)
-    assert short.lengths(rows) == [min(length, 12) for length in lengths]
-    _, metrics = short.loss(short.module(model), rows, 6, {})
-    assert values(metrics)["num_truncated"] == sum(length > 12 for length in lengths) > 0
 
 
 def test_drift_by_hand():

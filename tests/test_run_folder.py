@@ -37,6 +37,15 @@ def test_what_an_unfinished_attempt_left_is_begun_anew(folder, tmp_path):
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
 
 
+def test_what_a_run_that_is_taken_up_again_left_is_kept(folder, tmp_path):
+    claim(folder, config(folder))
+    run = tmp_path / "outputs" / "run"
+    (run / "metrics.jsonl").write_text("{}\n")
+    (run / "tensorboard").mkdir()
+    claim(folder, config(folder), anew=False)
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl", "tensorboard"]
+
+
 def test_another_configuration_is_refused_with_the_key_that_differs(folder):
     claim(folder, config(folder))
     finish(folder)

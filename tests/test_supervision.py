@@ -3,14 +3,13 @@ from collections import Counter
 
 import pytest
 
-from rlaif.batch import JUDGED, SUPERVISED, check
-from rlaif.config import SftConfig, SlotConfig, SupervisedDataConfig, UserError
+from rlaif.batch import SUPERVISED, check
+from rlaif.config import SftConfig, SupervisedDataConfig, UserError
 from rlaif.models import word_tokenizer
-from rlaif.supervision import batches, class_index, judged_rows, supervised_rows, supervised_texts
+from rlaif.supervision import batches, supervised_rows, supervised_texts
 
 ROWS = [{"prompt": "red {cat}", "completion": "so", "note": "n0"},
         {"prompt": "dog", "completion": "it is", "note": "n1"}]
-VERDICT = SlotConfig("verdict", [["yes", "sure"], ["no"]], [1.0, 0.0])
 
 
 @pytest.fixture
@@ -71,22 +70,6 @@ def test_a_tokenizer_without_an_end_token_is_refused():
     masked = word_tokenizer(["red"], masked=True)
     with pytest.raises(UserError, match=r"tokenizer must have an end token for data.train, got none"):
         supervised_rows([("red", "red")], masked, 9, "data.train")
-
-
-def test_a_label_is_the_class_that_any_of_its_words_names():
-    assert [class_index(VERDICT, word, "data.train", 0) for word in ("yes", "sure", "no")] == [0, 0, 1]
-    message = r"data.dev must hold one of the label words yes, sure, no, got 'Yes' in row 7"
-    with pytest.raises(UserError, match=message):
-        class_index(VERDICT, "Yes", "data.dev", 7)
-
-
-def test_judged_rows_join_rows_explanations_and_labels_in_order():
-    table = check(judged_rows(ROWS, ["because", ""], [1, 0]), JUDGED)
-    assert table.to_pylist() == [
-        {"prompt": "red {cat}", "completion": "so", "explanation": "because", "labels": [1]},
-        {"prompt": "dog", "completion": "it is", "explanation": "", "labels": [0]}]
-    with pytest.raises(ValueError, match=r"shorter|longer"):
-        judged_rows(ROWS, ["because"], [1, 0])
 
 
 @pytest.mark.parametrize(("num_rows", "batch_size", "num_batches"), [(10, 4, 10), (8, 4, 6), (3, 5, 4), (1, 1, 3)])

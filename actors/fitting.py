@@ -1,0 +1,174 @@
+"""Training on a fixed set of rows: steps, checkpoints to resume from, the best weights on dev, the saved folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from actors.cluster import connect
+from actors.gang import Gang
+from actors.learner import LearnerSpec
+from actors.placement import Placement, Roles, refuse_too_large
+from rlaif.cli import working
+from rlaif.config import RoleConfig, SftConfig
+from rlaif.metrics import merge, values
+from rlaif.report import Report, write_json
+from rlaif.reward_config import EvaluateConfig, RewardTrainConfig
+from rlaif.run_folder import claim, finish
+from rlaif.versions import versions
+
+READY_TIMEOUT_S = 300.0
+CHECKPOINTS, BEST, TOKENIZER = "checkpoints", "best", "start_tokenizer"
+_HIGHER_IS_BETTER = {"loss": False, "slot_accuracy": True, "pair_accuracy": True}
+_SHOWN = ("loss", "nll", "slot_accuracy", "slot_nll", "pair_accuracy", "pair_nll", "rating_error", "masked_lm_nll",
+          "grad_norm")
+
+
+@contextlib.contextmanager
+def run_folder(config: SftConfig | RewardTrainConfig | EvaluateConfig, first_roles: Roles) -> Iterator[Report]:
+    """Ray, the run's folder and its report around a training; at the end drops what served to resume, and marks the
+    run complete."""
+    where = connect()
+    report = None
+    try:
+        refuse_too_large(first_roles, ray.cluster_resources())
+        claim(config.output_dir, config, anew=False)
+        report = Report(config.output_dir)
+        report.say(f"{where}; results go to {Path(config.output_dir).resolve()}")
+        with working():
+            yield report
+        for name in (TOKENIZER, BEST, CHECKPOINTS):
+            shutil.rmtree(Path(config.output_dir) / name, ignore_errors=True)
+        finish(config.output_dir)
+    finally:
+        if report is not None:
+            report.close()
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a training goes; the fields are those of SftConfig and RewardTrainConfig."""
+
+    output_dir: str
+    seed: int
+    steps: int
+    log_every: int
+    checkpoint_every: int
+    dev_every: int
+    select_by: str      # figure on dev that chooses the best weights, one of _HIGHER_IS_BETTER
+
+
+async def fit(options: FitOptions, spec: LearnerSpec, role: RoleConfig,
+              batches_after: Callable[[int], Iterator[pa.Table]], dev: pa.Table, num_train: int, report: Report,
+              examine: Callable[[Gang], Awaitable[dict[str, Any]]] | None = None) -> dict[str, Any]:
+    """Trains for options.steps steps on the batches, keeps the weights that are best on `dev`, saves them.
+
+    `batches_after(n)` begins with the batch of step n + 1. Takes up the newest checkpoint in output_dir, and then ends
+    with the weights that an unbroken training has. Returns the best weights' figures on dev, the step they are of, and
+    what `examine` found out about them.
+    """
+    folder = Path(options.output_dir)
+    placement = Placement({"learner": role}, "PACK", READY_TIMEOUT_S)
+    try:
+        started = time.perf_counter()
+        gang = Gang(spec, placement, role.num_actors)
+        await asyncio.wait_for(gang.join(), READY_TIMEOUT_S)
+        report.say(f"learners ready in {time.perf_counter() - started:.1f} s; {num_train} rows, {options.steps} steps")
+        progress = await _resume(gang, folder, report)
+        dev_rows = ray.put(dev)
+        parts, began = [], time.perf_counter()
+        for step, batch in enumerate(batches_after(progress["step"]), start=progress["step"] + 1):
+            parts.append(await gang.update(ray.put(batch)))
+            if step % options.log_every == 0 or step == options.steps:
+                shown = values(merge(parts))
+                report.step(step, shown)
+                seconds = (time.perf_counter() - began) / (step - progress["first"] + 1)
+                report.say(f"step {step}/{options.steps}  {_shown(shown)}  {seconds:.3f} s a step")
+                parts = []
+            if step == options.steps or (options.dev_every and step % options.dev_every == 0):
+                await _measure(gang, dev_rows, dev.num_rows, step, progress, options, report, examine)
+            if options.checkpoint_every and step % options.checkpoint_every == 0 and step < options.steps:
+                progress |= {"step": step, "seconds": progress["seconds"] + time.perf_counter() - began}
+                began = time.perf_counter()
+                progress["first"] = step + 1
+                await _checkpoint(gang, folder, progress)
+        best = progress["best"]
+        _publish(folder)
+        write_json(folder / "summary.json", {
+            "steps": options.steps, "seed": options.seed, "best_step": best["step"], "dev": best["figures"],
+            "num_train": num_train, "num_dev": dev.num_rows, "versions": versions(),
+            "train_s": progress["seconds"] + time.perf_counter() - began})
+        return best
+    finally:
+        placement.remove()
+
+
+async def _resume(gang: Gang, folder: Path, report: Report) -> dict[str, Any]:
+    """Where to go on: `step` steps are done, `best` is what was best so far."""
+    for leftover in folder.glob(f"{CHECKPOINTS}/*.partial"):
+        shutil.rmtree(leftover)
+    there = sorted(folder.glob(f"{CHECKPOINTS}/step-*"))
+    if not there:
+        shutil.rmtree(folder / BEST, ignore_errors=True)
+        report.rewind(0)
+        return {"step": 0, "first": 1, "best": None, "seconds": 0.0}
+    progress = json.loads((there[-1] / "progress.json").read_text(encoding="utf-8"))
+    await gang.load_state(str(there[-1].resolve()))
+    report.rewind(progress["step"])
+    report.say(f"goes on after step {progress['step']}")
+    return progress
+
+
+async def _checkpoint(gang: Gang, folder: Path, progress: dict[str, Any]) -> None:
+    """Writes a checkpoint beside and renames it; the ones before are removed."""
+    target = folder / CHECKPOINTS / f"step-{progress['step']:09d}"
+    beside = target.with_suffix(".partial")
+    beside.mkdir(parents=True)
+    await gang.save_state(str(beside.resolve()))
+    write_json(beside / "progress.json", progress)
+    beside.rename(target)
+    for older in sorted(target.parent.glob("step-*")):
+        if older != target:
+            shutil.rmtree(older)
+
+
+async def _measure(gang: Gang, dev: ray.ObjectRef, num_rows: int, step: int, progress: dict[str, Any],
+                   options: FitOptions, report: Report,
+                   examine: Callable[[Gang], Awaitable[dict[str, Any]]] | None) -> None:
+    """Figures on dev; where they are the best so far, saves the weights and notes what is known of them."""
+    figures = values(await gang.measure(dev))
+    name, best = options.select_by, progress["best"]
+    sign = 1 if _HIGHER_IS_BETTER[name] else -1
+    is_best = best is None or sign * figures[name] > sign * best["figures"][name]
+    report.say(f"dev at step {step}: {num_rows} rows  {_shown(figures)}{'  best' if is_best else ''}")
+    if not is_best:
+        return
+    target = Path(options.output_dir).resolve() / BEST
+    beside = target.with_name(f"{BEST}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    await gang.save(str(beside))
+    found = await examine(gang) if examine is not None else {}
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+    progress["best"] = {"step": step, "figures": figures, **found}
+
+
+def _publish(folder: Path) -> None:
+    """Copies the best model's files into `folder` itself, the weights last: what is there can be taken up again."""
+    for path in sorted((folder / BEST).iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return "  ".join(f"{name} {figures[name]:.4f}" for name in _SHOWN if name in figures)
