@@ -86,6 +86,20 @@ class Engine:
         logprobs = [entry[token].logprob for token, entry in zip(ids, answer.logprobs or (), strict=with_logprobs)]
         return Generation(ids, logprobs, answer.finish_reason)
 
+    async def label_logprobs(self, token_ids: Sequence[int], label_ids: Sequence[int]) -> list[float]:
+        """Log-probabilities, in nats, of each of `label_ids` as the token after `token_ids`, in one forward pass.
+
+        They are of the whole vocabulary's distribution at temperature 1. label_ids: 1 to 128 ids.
+        """
+        self._num_requests += 1
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=list(label_ids),
+                                output_kind=RequestOutputKind.FINAL_ONLY)
+        prompt = {"prompt_token_ids": list(token_ids)}
+        outputs = [output async for output in self._llm.generate(prompt, params, str(self._num_requests))]
+        assert len(outputs) == 1 and outputs[0].finished and outputs[0].outputs[0].logprobs is not None
+        entry = outputs[0].outputs[0].logprobs[0]
+        return [entry[label].logprob for label in label_ids]
+
     async def begin_sync(self) -> None:
         """Holds requests in flight and readies the engine to receive weights."""
         await self._llm.pause_generation(mode="keep")

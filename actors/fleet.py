@@ -10,21 +10,25 @@ import pyarrow as pa
 
 from actors.explainer import ExplainerActor
 from actors.gang import Gang
+from actors.judges import start_judges
 from actors.learner import LearnerSpec
 from actors.placement import Placement
 from actors.rollout import RolloutActor
-from actors.slot_scorer import SlotActor
 from rlaif.config import ExplainerConfig, RoleConfig, TrainConfig
+from rlaif.judges import Judge
 from rlaif.losses import LossOptions
 from rlaif.objectives import PolicyOptions
 from rlaif.weights import version_label
 
 
-def roles(config: TrainConfig) -> dict[str, RoleConfig]:
-    """Every role of the run, in bundle order."""
+def roles(config: TrainConfig, explainer: ExplainerConfig) -> dict[str, RoleConfig]:
+    """Every role of the run, in bundle order; no explainers where the complete `explainer` asks for none."""
     placement = config.placement
-    return {"rollout": placement.rollout, "explainer": placement.explainer, "slot": placement.slot,
-            "learner": placement.learner}
+    found = {"rollout": placement.rollout, "explainer": placement.explainer, "slot": placement.slot,
+             "learner": placement.learner}
+    if explainer.source == "none":
+        del found["explainer"]
+    return found
 
 
 def learner_spec(config: TrainConfig) -> LearnerSpec:
@@ -60,9 +64,9 @@ class Pool:
 class Fleet:
     """Handles of all actors of a run. `explainer` is the complete explainer configuration."""
 
-    def __init__(self, config: TrainConfig, explainer: ExplainerConfig) -> None:
+    def __init__(self, config: TrainConfig, explainer: ExplainerConfig, judge: Judge) -> None:
         self.config = config
-        role = roles(config)
+        role = roles(config, explainer)
         timeout_s = config.placement.ready_timeout_s
         self._placement = Placement(role, config.placement.strategy, timeout_s)
         options = self._placement.options
@@ -75,9 +79,10 @@ class Fleet:
         self.explainers = Pool([
             ExplainerActor.options(**options("explainer", index)).remote(
                 explainer, role["explainer"].num_gpus, config.seed)
-            for index in range(role["explainer"].num_actors)])
-        self.slots = Pool([SlotActor.options(**options("slot", index)).remote(config.reward, config.evaluation.gold)
-                           for index in range(role["slot"].num_actors)])
+            for index in range(role["explainer"].num_actors)] if "explainer" in role else [])
+        self.slots = Pool(start_judges(
+            judge, config.reward, config.reward.engine, self._placement, "slot", role["slot"],
+            gold=config.evaluation.gold, on_unusable=explainer.on_unusable, seed=config.seed))
 
     async def ready(self) -> None:
         """Returns when every actor answers. Raises TimeoutError naming the roles that do not in ready_timeout_s."""

@@ -20,14 +20,14 @@ from rlaif.evaluation import evaluation_values, identical_share
 from rlaif.metrics import values
 from rlaif.prompts import PromptStream, in_order
 from rlaif.report import Report, Stopwatch, before_after_table, figure, sample_lines, stage_lines
-from rlaif.reward_model import RewardSpec
+from rlaif.slots import SlotTemplate
 from rlaif.training_batch import ORDER, advantages
 
 STAGES = ("rollout", "explain", "score", "learn", "sync")
 
 
 async def train(config: TrainConfig, fleet: Fleet, rows: Sequence[dict], test_rows: Sequence[dict],
-                reward: RewardSpec, report: Report, watch: Stopwatch, driver_clock: Callable[[], float]
+                template: SlotTemplate, report: Report, watch: Stopwatch, driver_clock: Callable[[], float]
                 ) -> dict[str, Any]:
     """Trains the policy for `config.steps` steps on `rows`; returns what summary.json says of the run's figures.
 
@@ -58,7 +58,7 @@ async def train(config: TrainConfig, fleet: Fleet, rows: Sequence[dict], test_ro
         for line in stage_lines(step, config.steps, step_values):
             report.say(line)
         if config.report.samples_every and step % config.report.samples_every == 0:
-            _show_samples(done, config.report.num_samples, reward, report)
+            _show_samples(done, config.report.num_samples, template, report)
     loop_s = time.perf_counter() - began
     after = await evaluate(fleet, test, config.seed, "after", report, watch)
     for line in before_after_table(before, after):
@@ -113,8 +113,8 @@ def _summary_values(summary: pa.Table) -> dict[str, Any]:
         "num_cut": summary["finish_reason"].to_pylist().count("length")} | values(group_statistics(rewards, groups))
 
 
-def _show_samples(done: Walk, num_samples: int, reward: RewardSpec, report: Report) -> None:
-    labels = [f"{slot.name}:{words[0]}" for slot in reward.template.slots for words in slot.classes]
+def _show_samples(done: Walk, num_samples: int, template: SlotTemplate, report: Report) -> None:
+    labels = [f"{slot.name}:{words[0]}" for slot in template.slots for words in slot.classes]
     rows = ray.get(done.scored[0]).sort_by(ORDER).slice(0, num_samples).to_pylist()
     for line in sample_lines(rows, labels):
         report.say(line)

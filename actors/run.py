@@ -38,7 +38,7 @@ def run_training(config: TrainConfig) -> None:
     asked, config = config, with_absolute_paths(config)     # actors may run in another folder
     where = connect()
     try:
-        refuse_too_large(roles(config), ray.cluster_resources())
+        refuse_too_large(roles(config, checked.explainer), ray.cluster_resources())
         claim(config.output_dir, asked)
         with contextlib.closing(Report(config.output_dir)) as report:
             report.say(f"{where}; results go to {config.output_dir}")
@@ -65,14 +65,14 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 async def _train(config: TrainConfig, checked: Checked, report: Report, watch: Stopwatch,
                  driver_clock: Callable[[], float]) -> dict[str, Any]:
     started = time.perf_counter()
-    fleet = Fleet(config, checked.explainer)
+    fleet = Fleet(config, checked.explainer, checked.judge)
     try:
         await fleet.ready()
         watch.add("start", time.perf_counter() - started)
-        counts = ", ".join(f"{role.num_actors} {name}" for name, role in roles(config).items())
+        counts = ", ".join(f"{role.num_actors} {name}" for name, role in roles(config, checked.explainer).items())
         report.say(f"all actors ready in {watch.seconds['start']:.1f} s: {counts}")
-        figures = await train(config, fleet, checked.train_rows, checked.test_rows, checked.reward, report, watch,
-                              driver_clock)
+        figures = await train(config, fleet, checked.train_rows, checked.test_rows, checked.judge.template, report,
+                              watch, driver_clock)
         await export(fleet.learners, export_folder(config.output_dir))
         return figures
     finally:

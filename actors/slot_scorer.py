@@ -1,52 +1,66 @@
-"""SlotActor: stage 2 of the reward, the masked language model that fills the slots."""
+"""SlotActor: stage 2 of the reward, the encoder that fills the slots."""
 
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import torch
 
-from rlaif.batch import EXPLAINED, SCORED, SUMMARY_COLUMNS, check, with_columns
+from rlaif.batch import EXPLAINED, ROLLOUT, check
 from rlaif.config import RewardConfig
 from rlaif.gold import GOLD
-from rlaif.metrics import Metric, Sum
-from rlaif.reward_model import RewardModel
+from rlaif.judges import Judge, load_encoder
+from rlaif.metrics import Metric
+from rlaif.reward_model import RewardModel, Scored, Texts
+from rlaif.scored_batch import scored_batch, texts_to_judge, without_explanations
 
 
 # Out of order: a batch whose explanation is there must not wait for one that was asked for earlier.
 @ray.remote(allow_out_of_order_execution=True)
 class SlotActor:
-    """Verbs: `ready`, `score`. `gold` names the judge that watches beside the reward, or None."""
+    """Verbs: `ready`, `version`, `score`, `score_texts`.
 
-    def __init__(self, config: RewardConfig, gold: str | None) -> None:
+    gold: name of the judge that watches beside the reward, or None. judge: what config.model was found to be; None
+    takes it for a reward folder.
+    """
+
+    def __init__(self, config: RewardConfig, gold: str | None, on_unusable: str = "without",
+                 judge: Judge | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._config = config
-        self._model = RewardModel.load(config.model, getattr(torch, config.dtype), device)
+        self._config, self._on_unusable = config, on_unusable
+        self._model = (RewardModel.load(config.model, getattr(torch, config.dtype), device) if judge is None else
+                       load_encoder(judge, config.dtype, device))
         self._gold = GOLD[gold] if gold else None
         self._version = self._model.version()
-        self._num_classes = [len(slot.classes) for slot in self._model.spec.template.slots]
 
     def ready(self) -> None:
         pass
 
-    def score(self, explained: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, Metric]]:
-        """The SCORED batch, its small columns for the driver, and what was cut."""
-        check(explained, EXPLAINED)
-        prompts, completions = explained["prompt"].to_pylist(), explained["completion"].to_pylist()
-        scored = self._model.score(prompts, completions, explained["explanation"].to_pylist(),
-                                   max_tokens_per_batch=self._config.max_tokens_per_batch)
-        rewards = scored.reward.tolist()
-        verdicts = self._gold(prompts, completions) if self._gold is not None else {}
-        table = with_columns(explained, SCORED, {
-            "slot_probabilities": [
-                [p for slot, size in zip(row, self._num_classes, strict=True) for p in slot[:size]]
-                for row in scored.probabilities.tolist()],
-            "slot_scores": scored.slot_scores.tolist(),
-            "reward_parts": [[("esfp", reward)] for reward in rewards], "reward": rewards,
-            "judge_verdicts": [[(name, values[row]) for name, values in verdicts.items()]
-                               for row in range(explained.num_rows)],
-            "reward_version": [self._version] * explained.num_rows})
-        summary = table.select(list(SUMMARY_COLUMNS)).append_column(
-            "num_completion_tokens", pc.list_value_length(table["completion_ids"]))
-        return table, summary, {"slot_inputs_cut": Sum(scored.num_truncated)}
+    def version(self) -> str:
+        """16 hex digits that follow what decides a reward."""
+        return self._version
+
+    def score(self, batch: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, Metric]]:
+        """The SCORED batch of EXPLAINED rows, or of ROLLOUT rows where no explanations are asked for; its small columns
+        for the driver; and what was counted."""
+        if "explanations" not in batch.schema.names:
+            batch = without_explanations(check(batch, ROLLOUT))
+        check(batch, EXPLAINED)
+        template = self._model.spec.template
+        with_references = template.is_pairwise and self._config.compare == "reference"
+        texts = texts_to_judge(batch, self._on_unusable, with_references=with_references)
+        limit = self._config.max_tokens_per_batch
+        if template.is_pairwise and not with_references:
+            scored = self._model.score_groups(texts, batch["group_id"].to_pylist(), max_tokens_per_batch=limit)
+        else:
+            scored = self._model.score(texts, max_tokens_per_batch=limit)
+        verdicts = self._gold(texts.prompts, texts.completions) if self._gold is not None else {}
+        return scored_batch(batch, scored, template, verdicts, "esfp", self._version)
+
+    def score_texts(self, texts: Texts, in_order: bool = False) -> tuple[Scored, dict[str, Metric]]:
+        """What the reward model says of `texts`, and what else was counted: nothing. A pairwise template reads them
+        against `texts.others`, in both orders, or `in_order` only as they are given."""
+        limit = self._config.max_tokens_per_batch
+        if in_order:
+            return self._model.score_in_order(texts, limit), {}
+        return self._model.score(texts, max_tokens_per_batch=limit), {}

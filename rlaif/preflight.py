@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-
-from transformers import AutoModelForMaskedLM
 
 from rlaif.advantages import ADVANTAGES
 from rlaif.config import ExplainerConfig, TrainConfig, UserError
-from rlaif.explanations import check_template
 from rlaif.gold import GOLD
-from rlaif.models import absolute, context_length, load_tokenizer, refuse_incomplete, skeleton
+from rlaif.judges import Judge, explainer_of, find_judge
+from rlaif.model_checks import check_context
+from rlaif.models import load_tokenizer, refuse_incomplete
 from rlaif.prompts import prompt_rows
-from rlaif.reward_model import RewardSpec, read_spec
-from rlaif.slot_scoring import check_model
-from rlaif.slots import SlotTemplate, compile_template
+from rlaif.reward_config import JudgeConfig
 
 
 @dataclass(frozen=True)
@@ -25,8 +20,8 @@ class Checked:
 
     train_rows: list[dict]
     test_rows: list[dict]
-    explainer: ExplainerConfig      # complete: model and template are set
-    reward: RewardSpec
+    explainer: ExplainerConfig      # complete: source is set, and with it model and template
+    judge: Judge
 
 
 def check_train(config: TrainConfig) -> Checked:
@@ -38,17 +33,25 @@ def check_train(config: TrainConfig) -> Checked:
                         f"{config.algorithm.advantage!r}")
     check_devices(config)
     refuse_incomplete(config.policy.model, "policy.model")
-    reward = check_reward_folder(config.reward.model)
-    explainer = complete_explainer(config.explainer, reward, config.reward.model)
+    if config.explainer.source == "column":
+        raise UserError("explainer.source must be model, server or none in reinforcement learning, got 'column': "
+                        "rollouts are new texts")
+    judge = find_judge(JudgeConfig(reward=config.reward))
+    explainer = explainer_of(judge, config.explainer)
+    if judge.kind == "generative" and judge.template.is_pairwise and config.reward.compare == "group":
+        raise UserError("reward.compare must be reference with a generative judge of pairs, got 'group'; give "
+                        "prompts.reference_column too")
+    if judge.template.is_pairwise and config.reward.compare == "reference" and not config.prompts.reference_column:
+        raise UserError("prompts.reference_column must be given with reward.compare = reference, got null; name the "
+                        "column of the prompts' file, or set reward.compare=group")
     check_context(config.policy.model, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
-    check_context(explainer.model, explainer.engine.max_model_len, "explainer.engine.max_model_len")
     tokenizer = load_tokenizer(config.policy.model)
     room = config.rollout.engine.max_model_len - config.rollout.max_tokens
     train = prompt_rows(config.prompts, "train", tokenizer, room)
     test = prompt_rows(config.prompts, "test", tokenizer, room)
     if config.evaluation.gold is not None:
         refuse_unjudgeable(config.evaluation.gold, {"prompts.train": train, "prompts.test": test})
-    return Checked(train, test[: config.evaluation.num_prompts], explainer, reward)
+    return Checked(train, test[: config.evaluation.num_prompts], explainer, judge)
 
 
 def check_devices(config: TrainConfig) -> None:
@@ -78,22 +81,6 @@ def check_devices(config: TrainConfig) -> None:
                         f"GPU (num_gpus of 1 at most together), got 'ipc' with {rollout.num_gpus + learner.num_gpus:g}")
 
 
-def check_reward_folder(folder: str) -> RewardSpec:
-    """The specification of a reward folder whose weights are whole and whose tokenizer fits its template."""
-    spec = read_spec(Path(folder))
-    refuse_incomplete(folder, "reward.model")
-    check_slot_model(folder, spec.template)
-    return spec
-
-
-def check_slot_model(model: str, template: SlotTemplate) -> None:
-    """Raises UserError unless the masked LM of a name or folder can read `template` with its tokenizer."""
-    try:
-        check_model(skeleton(model, AutoModelForMaskedLM), compile_template(template, load_tokenizer(model)))
-    except ValueError as error:
-        raise UserError(f"{error} (in {model})") from error
-
-
 def refuse_unjudgeable(gold: str, rows: dict[str, list[dict]]) -> None:
     """Raises UserError for the first prompt that the gold judge cannot read; `rows` by the key they came from."""
     for key, part in rows.items():
@@ -103,29 +90,3 @@ def refuse_unjudgeable(gold: str, rows: dict[str, list[dict]]) -> None:
             except ValueError as error:
                 raise UserError(f"{key} must suit evaluation.gold = {gold}, got row {number}: {error}; set "
                                 "evaluation.gold=null for other prompts") from error
-
-
-def complete_explainer(config: ExplainerConfig, reward: RewardSpec, reward_folder: str) -> ExplainerConfig:
-    """`config` with what it leaves open taken from the reward folder; a relative path there is seen from there."""
-    model, where = config.model, "explainer.model"
-    if model is None and reward.explainer is not None:
-        beside = str(Path(reward_folder) / reward.explainer)
-        model = beside if Path(beside).is_dir() else reward.explainer
-        where = f"explainer (in {Path(reward_folder) / 'reward.yaml'})"
-    template = config.template or reward.explanation_template
-    if model is None or template is None:
-        missing = "model" if model is None else "template"
-        raise UserError(f"explainer.{missing} must be given, got nothing in the config or in {reward_folder!r}")
-    refuse_incomplete(model, where)
-    principles = config.principles or reward.principles
-    check_template(template, principles, "explainer.template")
-    return dataclasses.replace(config, model=absolute(model), template=template, principles=principles)
-
-
-def check_context(model: str | None, max_model_len: int, key: str) -> None:
-    """Raises UserError if `max_model_len` is more than the model can attend over."""
-    assert model is not None
-    longest = context_length(model)
-    if max_model_len > longest:
-        raise UserError(f"{key} must be at most the {longest} tokens that {model!r} can attend over, got "
-                        f"{max_model_len}")

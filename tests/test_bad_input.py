@@ -12,14 +12,18 @@ import pytest
 import ray
 import yaml
 
-from actors import run, supervised
+from actors import evaluating, fitting, reward_training, run, sft
 from rlaif import scenes
 from rlaif.cli import main
-from rlaif.config import RewardTrainConfig, SftConfig, TrainConfig
+from rlaif.config import SftConfig, TrainConfig
+from rlaif.models import load_tokenizer
+from rlaif.reward_config import EvaluateConfig, RewardTrainConfig
+from tests.conftest import REASON
 
 ROOT = Path(__file__).parent.parent
-LAUNCHERS = {"train": (TrainConfig, run.run_training), "sft": (SftConfig, supervised.run_sft),
-             "train_reward": (RewardTrainConfig, supervised.run_reward_training)}
+LAUNCHERS = {"train": (TrainConfig, run.run_training), "sft": (SftConfig, sft.run_sft),
+             "train_reward": (RewardTrainConfig, reward_training.run_reward_training),
+             "evaluate": (EvaluateConfig, evaluating.run_evaluation)}
 
 
 class RayWasAsked(Exception):
@@ -42,7 +46,8 @@ class Command:
         shutil.copytree(folders.reward, self.reward)
         self.prompts = folder / "prompts.jsonl"
         write_rows(self.prompts, "prompts-train")
-        judged = write_rows(folder / "judged.jsonl", "judged-train")
+        self.judged = folder / "judged.jsonl"
+        write_rows(self.judged, "judged-train")
         slot = {"name": "verdict", "classes": [["yes"], ["no"], ["garbled"]], "values": [1, 0, 0]}
         self.configs = {
             "train": {"policy": {"model": str(self.causal)}, "reward": {"model": str(self.reward)},
@@ -50,8 +55,11 @@ class Command:
                       "evaluation": {"gold": "scenes"}},
             "sft": {"data": {"train": write_rows(folder / "rows.jsonl", "policy-train"), "dev": "scenes:policy-dev",
                              "num_dev": 4}},
-            "train_reward": {"data": {"train": judged, "dev": "scenes:judged-dev", "num_dev": 4},
-                             "explainer": {"model": str(self.causal)}, "template": {"slots": [slot]}},
+            "train_reward": {"data": {"train": [{"path": str(self.judged)}],
+                                      "dev": [{"path": "scenes:judged-dev", "num_rows": 4}]},
+                             "explainer": {"model": str(self.causal), "template": REASON},
+                             "template": {"slots": [slot]}},
+            "evaluate": {"data": [{"path": str(self.judged)}], "judge": {"reward": {"model": str(self.reward)}}},
         }
 
     def written(self, launcher):
@@ -91,7 +99,7 @@ def command(tmp_path, folders, capfd, monkeypatch):
     def connect(*_):
         raise RayWasAsked
 
-    for module in (run, supervised):
+    for module in (run, fitting):
         monkeypatch.setattr(module, "connect", connect)
     return Command(tmp_path, folders, capfd)
 
@@ -115,7 +123,22 @@ def test_the_configuration_that_the_other_tests_spoil_is_right(command, launcher
         ("sft", "learner.learning_rat=1", "learner.learning_rat must be a known key, got an unknown one; did you mean "
                                           "learner.learning_rate?"),
         ("train", "rollout.group_size=eight", "rollout.group_size must be a whole number, got 'eight'"),
-        ("train_reward", "data.num_dev=some", "data.num_dev must be a whole number or null, got 'some'"),
+        ("train_reward", "data.dev=[{path: a, num_rows: some}]", "data.dev[0].num_rows must be a whole number or null, "
+                                                                 "got 'some'"),
+        ("train_reward", "data.train=[]", "data.train must be a list of data sets, one at least, got []"),
+        ("train_reward", "data.train=a.jsonl", "data.train must be a list[JudgedDataConfig], got 'a.jsonl'"),
+        ("train_reward", "template.slots=[{name: v, kind: likert}]", "template.slots[0].kind must be one of verdict, "),
+        ("train_reward", "template.slots=[]", "template.slots must name at least one slot, got none"),
+        ("train_reward", "template.head=scalar", "slots must be 0 with head scalar, got 1; change one of the two "),
+        ("train_reward", "template.max_tokens=257", "template.max_tokens must be at most slot_model.scratch."),
+        ("train_reward", "template.max_tokens=6", "max_tokens must be >= 7, the template without its fields, got 6"),
+        ("train_reward", "loss.pairs=ordinal", "template must have one ordinal slot with loss.pairs = ordinal, got 0"),
+        ("train_reward", "loss.flood_radius=1", "template must have an ordinal slot with loss.flood_radius = 1, got "),
+        ("train_reward", "explainer.template=null", "explainer.template must be given with explainer.source = model"),
+        ("train_reward", "explainer.template='{prompt}?'", "explainer.template must have the field {completion}, got "),
+        ("train_reward", "explainer.source=server", "explainer.server.url must be given with source: server, got None"),
+        ("train", "explainer.source=column", "explainer.source must be model, server or none in reinforcement "),
+        ("evaluate", "judge.reward.model=gold:none", "judge.reward.model must name one of scenes after 'gold:', got "),
         ("train", "learner.learning_rate=-1", "learner.learning_rate must be > 0, got -1.0"),
         ("sft", "placement.num_actors=0", "placement.num_actors must be > 0, got 0"),
         ("train", "algorithm.advantage=grpoo", "algorithm.advantage must be one of grpo, dr_grpo, rloo, got 'grpoo'"),
@@ -179,13 +202,65 @@ def test_rows_longer_than_they_may_be_are_counted_and_the_first_is_named(command
     assert message.startswith("data.train must fit into max_tokens = 20, got 6 longer rows, first row 0 with ")
 
 
-def test_a_label_that_is_no_label_word_is_named_with_its_row(command):
-    path = command.folder / "judged.jsonl"
-    write_rows(path, "judged-train")
-    with path.open("a") as file:
-        file.write(json.dumps({"prompt": "p", "completion": "c", "label": "perhaps"}) + "\n")
-    assert command.refused("train_reward") == (
-        "data.train must hold one of the label words yes, no, garbled, got 'perhaps' in row 6")
+@pytest.mark.parametrize(
+    ("changes", "row", "message"),
+    [
+        ({}, {"label": "perhaps"}, "{key} row 1 of {path} must be labelled by one of yes, no, garbled, got 'perhaps'; "
+                                   "map it under labels"),
+        ({}, {"label": None}, "{key} row 1 of {path} must be labelled by one of yes, no, garbled, got None; "),
+        ({"kind": "ratings"}, {"rating": 7}, "{key} row 0 of {path} must be rated by a value of slot verdict [1.0, "
+                                             "0.0, 0.0], got 5; change the slot's values or the data"),
+        ({"kind": "pairs"}, {"chosen": "so", "rejected": "so"}, "{key} row 1 of {path} must have two different sides, "
+                                                                "got 'so' twice; take the row out"),
+        ({"kind": "verdicts"}, {"verdict": "c"}, "{key} row 1 of {path} must have a verdict of a, b, tie, got 'c'; "),
+        ({"kind": "nli"}, {"label": "?"}, "{key} row 0 of {path} must be labelled by one of entailment, neutral, "),
+        ({"slot": "level"}, {}, "{key} row 0 of {path} must label one of the slots verdict, got slot 'level'; rename "),
+        ({"columns": {"label": "relation"}}, {}, "{key} must have the column 'relation', got ['chosen', "),
+        ({"columns": {"prompt": "text"}}, {}, "{key}.path must have the column 'text', got ['chosen', 'completion', "),
+        ({"columns": {"promt": "text"}}, {}, "{key}.columns must map prompt, completion, label, source, explanation, "),
+        ({}, {"completion": None}, "{key}.path column 'completion' must hold text, got None in row 1 of {path}"),
+        ({"where": {"split": "dev"}}, {}, "{key} must keep rows, got none of 2 in {path} after where = {'split': "),
+    ],
+)
+@pytest.mark.parametrize(("launcher", "key"), [("train_reward", "data.train[0]"), ("evaluate", "data[0]")])
+def test_a_judged_row_that_cannot_be_used_is_named_with_file_and_number(command, launcher, key, changes, row, message):
+    good = {"prompt": "p", "completion": "c", "label": "yes", "rating": 5, "chosen": "c", "rejected": "d",
+            "response_a": "c", "response_b": "d", "verdict": "a", "premise": "p", "hypothesis": "c"}
+    if changes.get("kind") == "nli":
+        good["label"] = "what"
+    command.judged.write_text("".join(json.dumps(made) + "\n" for made in (good, good | row)))
+    source = {"path": str(command.judged), **changes}
+    data = command.configs[launcher]["data"]
+    (data["train"] if launcher == "train_reward" else data)[0] = source
+    message = message.replace("{key}", key).replace("{path}", repr(str(command.judged)))
+    assert command.refused(launcher).startswith(message)
+
+
+def test_a_template_that_reads_no_explanation_needs_no_explainer(command):
+    command.configs["train_reward"]["template"]["text"] = "{prompt} {completion} [verdict]"
+    with pytest.raises(RayWasAsked):
+        command("train_reward")
+    assert command.refused("train_reward", "explainer.source=model").startswith(
+        "template.text must have {explanation} with explainer.source = model, got '{prompt} {completion} [verdict]'; ")
+
+
+def test_weights_cannot_be_chosen_by_what_the_dev_rows_do_not_say(command):
+    assert command.refused("train_reward", "select_by=pair_accuracy") == (
+        "data.dev must hold pairs, judged one side at a time, with select_by = pair_accuracy, got none in 4 rows; use "
+        "select_by=loss")
+    pairs = command.folder / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "p", "chosen": "c", "rejected": "d"}) + "\n")
+    command.configs["train_reward"]["data"]["dev"] = [{"path": str(pairs), "kind": "pairs"}]
+    assert command.refused("train_reward", "select_by=slot_accuracy") == (
+        "data.dev must hold labels of slots with select_by = slot_accuracy, got none in 1 rows; use select_by=loss")
+    with pytest.raises(RayWasAsked):
+        command("train_reward", "select_by=pair_accuracy")
+
+
+def test_rows_without_the_explanations_that_are_asked_of_them_are_named(command):
+    assert command.refused("train_reward", "explainer.source=column").startswith(
+        "data.train[0] must have the column 'explanation' with explainer.source = column, got ['completion', 'label', "
+        "'prompt']; map it under columns")
 
 
 # --- the folders
@@ -220,7 +295,7 @@ def test_reward_training_names_a_folder_that_is_not_there(command, name):
 
 def test_a_reward_folder_without_reward_yaml_is_named(command):
     (command.reward / "reward.yaml").unlink()
-    assert command.refused("train").startswith(f"reward model must have reward.yaml, got none in {command.reward}; ")
+    assert f"; '{command.reward}' has no reward.yaml, so template says what it reads" in command.refused("train")
 
 
 def test_a_reward_folder_whose_explainer_is_gone_is_named(command):
@@ -244,29 +319,79 @@ def test_a_reward_folder_whose_template_has_no_slot_is_named(command):
         f"(in {command.reward}/reward.yaml)")
 
 
-def test_label_words_that_the_vocabulary_lacks_are_named(command):
-    spoil(command, lambda content: content["template"]["slots"][0].update(classes=[["yes"], ["nope"], ["garbled"]]))
-    assert command.refused("train") == (
-        "label word 'nope' of slot verdict must be one token the tokenizer knows, got ['<unk>']; choose another word "
-        f"(in {command.reward})")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([["yes"], ["nope"], ["garbled"]], "label word 'nope' of slot verdict must be one the tokenizer knows, got "
+                                           "['<unk>']; choose another word"),
+        ([["yes"], ["no"], ["so nope"]], "label word 'so nope' of slot verdict must be one the tokenizer knows, got "),
+        ([["yes"], ["no"], ["yes"]], "label words of slot verdict must be distinct tokens, got 'yes' and 'yes' as the "
+                                     "same; drop one"),
+        ([["yes"], ["a man"], ["man a"]], "label words of slot verdict must be distinct tokens, got 'man a' and 'a "
+                                          "man' as the same; drop one"),
+    ],
+)
+@pytest.mark.parametrize("launcher", ["train", "train_reward", "evaluate"])
+def test_label_words_that_cannot_tell_the_classes_apart_are_named(command, launcher, words, message):
+    if launcher == "train_reward":
+        command.configs[launcher]["slot_model"] = {"model": str(command.reward)}
+        command.configs[launcher]["template"]["slots"][0]["classes"] = words
+        command.configs[launcher]["template"]["max_tokens"] = 192
+    else:
+        spoil(command, lambda content: content["template"]["slots"][0].update(classes=words))
+    found = command.refused(launcher)
+    assert found.startswith(message) and found.endswith(f" (in {command.reward})")
+
+
+def test_label_words_of_several_tokens_are_no_mistake(command):
+    command.configs["train_reward"]["template"]["slots"][0]["classes"] = [["yes"], ["not at all"], ["garbled"]]
+    for source in [*command.configs["train_reward"]["data"]["train"], *command.configs["train_reward"]["data"]["dev"]]:
+        source["labels"] = {"no": "not at all"}
+    with pytest.raises(RayWasAsked):
+        command("train_reward")
+
+
+def test_two_classes_of_one_word_are_refused_before_a_slot_model_is_built(command):
+    command.configs["train_reward"]["template"]["slots"][0]["classes"] = [["yes"], ["no", "yes"], ["garbled"]]
+    assert command.refused("train_reward").startswith(
+        "label words of slot verdict must be distinct tokens, got 'yes' and 'yes' as the same")
+
+
+@pytest.mark.parametrize("launcher", ["train", "train_reward", "evaluate"])
+def test_a_template_longer_than_the_model_is_refused(command, launcher):
+    if launcher == "train_reward":
+        command.configs[launcher]["slot_model"] = {"model": str(command.reward)}
+        command.configs[launcher]["template"]["max_tokens"] = 257
+    else:
+        spoil(command, lambda content: content["template"].update(max_tokens=257))
+    assert command.refused(launcher) == (
+        f"max_tokens must be <= 256, the positions of the model, got 257; lower it (in {command.reward})")
+
+
+@pytest.mark.parametrize("launcher", ["train", "train_reward", "evaluate"])
+def test_a_tokenizer_with_more_words_than_the_model_has_rows_is_refused(command, launcher):
+    tokenizer = load_tokenizer(str(command.reward))
+    size = len(tokenizer)
+    tokenizer.add_tokens([f"word{number}" for number in range(5)])
+    tokenizer.save_pretrained(command.reward)
+    if launcher == "train_reward":
+        command.configs[launcher]["slot_model"] = {"model": str(command.reward)}
+    assert command.refused(launcher) == (
+        f"tokenizer must have at most the model's {size} tokens, got {size + 5}; use the tokenizer the model was "
+        f"trained with (in {command.reward})")
+
+
+@pytest.mark.parametrize("launcher", ["train", "evaluate"])
+def test_a_tokenizer_without_a_mask_token_is_refused(command, launcher):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(command.causal / name, command.reward)
+    assert command.refused(launcher) == ("tokenizer must have a mask token, got none; use the tokenizer of a masked "
+                                         f"language model (in {command.reward})")
 
 
 def test_reward_training_refuses_a_template_without_a_slot(command):
     assert command.refused("train_reward", "template.text='{prompt} {completion}'") == (
         "text must have a slot, got '{prompt} {completion}'; add one as [name] (under template)")
-
-
-def test_reward_training_refuses_label_words_of_several_tokens_before_anything_is_explained(command):
-    command.configs["train_reward"]["template"]["slots"][0]["classes"] = [["yes"], ["not at all"], ["garbled"]]
-    assert command.refused("train_reward").startswith(
-        "label word 'not at all' of slot verdict must be one token the tokenizer knows, got ['not', 'at', 'all']")
-
-
-def test_reward_training_refuses_label_words_that_a_given_slot_model_lacks(command):
-    command.configs["train_reward"]["slot_model"] = {"model": str(command.reward)}
-    command.configs["train_reward"]["template"]["slots"][0]["classes"] = [["yes"], ["nope"], ["garbled"]]
-    assert command.refused("train_reward").startswith(
-        "label word 'nope' of slot verdict must be one token the tokenizer knows, got ['<unk>']")
 
 
 def test_an_output_folder_of_another_run_is_left_alone_and_named(command):
@@ -284,11 +409,16 @@ def test_an_output_folder_of_another_run_is_left_alone_and_named(command):
 @pytest.mark.parametrize(
     ("launcher", "override", "message"),
     [
-        ("train", "reward.model={folder}/causal", "reward model must have reward.yaml, got none in {folder}/causal"),
+        ("train", "reward.model={folder}/none",
+         "reward.model must be a model folder, got '{folder}/none', which is not there"),
         ("sft", "placement.num_gpu=1", "placement.num_gpu must be a known key, got an unknown one; did you mean "
                                        "placement.num_gpus?"),
-        ("train_reward", "label_column=relation", "data.train must have the column 'relation', got ['completion', "
-                                                  "'label', 'prompt'] in row 0 of '{folder}/judged.jsonl'; "),
+        ("train_reward", "data.train=[{path: '{folder}/judged.jsonl', columns: {label: relation}}]",
+         "data.train[0] must have the column 'relation', got ['completion', 'label', 'prompt'] in row 0 of "
+         "'{folder}/judged.jsonl'; map it under columns"),
+        ("evaluate", "data=[{path: '{folder}/judged.jsonl', kind: pairs}]",
+         "data[0].path must have the column 'chosen', got ['completion', 'label', 'prompt'] in row 0 of "
+         "'{folder}/judged.jsonl'; "),
     ],
 )
 def test_the_real_command_says_one_line_and_starts_nothing(command, launcher, override, message):

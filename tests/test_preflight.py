@@ -1,5 +1,4 @@
 import dataclasses
-import shutil
 
 import pytest
 
@@ -13,8 +12,10 @@ from rlaif.config import (
     TrainConfig,
     UserError,
 )
-from rlaif.preflight import check_context, check_reward_folder, check_train, complete_explainer
-from rlaif.reward_model import read_spec
+from rlaif.preflight import check_train
+from rlaif.reward_model import RewardModel
+from rlaif.reward_spec import RewardSpec, read_spec
+from rlaif.slots import Slot, SlotTemplate
 
 
 @pytest.fixture
@@ -30,38 +31,28 @@ def test_what_was_checked_is_what_a_run_needs(config, folders):
     assert [len(checked.train_rows), len(checked.test_rows)] == [9, 4]
     assert checked.train_rows[0].keys() == {"prompt", "prompt_ids", "source", "reference"}
     assert checked.explainer.model == str(folders.causal.resolve())
-    assert checked.reward == read_spec(folders.reward)
-    assert checked.explainer.template == checked.reward.explanation_template
+    assert checked.judge.reward == read_spec(folders.reward)
+    assert checked.explainer.template == checked.judge.reward.explainer.template
+    assert checked.explainer.source == "model"
 
 
-def test_what_the_config_says_of_the_explainer_goes_before_what_the_reward_folder_says(folders):
-    spec = read_spec(folders.reward)
-    given = ExplainerConfig(model=str(folders.causal), template="{prompt}? {completion}!", max_tokens=7)
-    assert complete_explainer(given, spec, str(folders.reward)) == given
-    left = dataclasses.replace(given, model=None, template=None)
-    found = complete_explainer(left, spec, str(folders.reward))
-    assert found == dataclasses.replace(given, model=str(folders.causal.resolve()), template=spec.explanation_template)
+def test_explanations_of_a_file_cannot_explain_rollouts(config):
+    config.explainer = ExplainerConfig(source="column")
+    with pytest.raises(UserError, match=r"^explainer.source must be model, server or none in reinforcement learning, "
+                                        r"got 'column': rollouts are new texts$"):
+        check_train(config)
 
 
-def test_an_explainer_that_nobody_names_is_asked_for(folders):
-    spec = dataclasses.replace(read_spec(folders.reward), explainer=None)
-    with pytest.raises(UserError, match=r"explainer.model must be given, got nothing in the config or in "):
-        complete_explainer(ExplainerConfig(), spec, str(folders.reward))
-
-
-def test_a_template_longer_than_the_slot_model_reads_is_refused_before_it_is_loaded(folders, tmp_path):
-    folder = tmp_path / "reward"
-    shutil.copytree(folders.reward, folder)
-    text = (folder / "reward.yaml").read_text()
-    (folder / "reward.yaml").write_text(text.replace("max_tokens: 192", "max_tokens: 257"))
-    with pytest.raises(UserError, match=r"max_tokens must be <= 256, the positions of the model, got 257"):
-        check_reward_folder(str(folder))
-
-
-def test_a_context_up_to_the_models_own_is_accepted(folders):
-    check_context(str(folders.causal), 256, "engine.max_model_len")
-    with pytest.raises(UserError, match=r"engine.max_model_len must be at most the 256 tokens that .*, got 257"):
-        check_context(str(folders.causal), 257, "engine.max_model_len")
+def test_references_are_asked_for_where_they_are_the_other_side(config, folders, tmp_path):
+    slot = Slot("better", [["yes"], ["no"]], [1.0, 0.0], kind="pairwise")
+    template = SlotTemplate("{prompt} {completion} {other} The answer is [better].", [slot], 192)
+    old = RewardModel.load(folders.reward)
+    RewardModel(old.model, old.tokenizer, RewardSpec(template)).save(tmp_path / "pairwise")
+    config.reward = RewardConfig(str(tmp_path / "pairwise"), compare="reference")
+    with pytest.raises(UserError, match=r"^prompts.reference_column must be given with reward.compare = reference"):
+        check_train(config)
+    config.reward = dataclasses.replace(config.reward, compare="group")
+    assert check_train(config).explainer.source == "none"
 
 
 def test_prompts_of_another_world_need_no_gold_judge(config, tmp_path):

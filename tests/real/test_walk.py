@@ -26,7 +26,7 @@ def walked(local_ray: None):
     checked = check_train(config)
 
     async def go():
-        fleet = Fleet(config, checked.explainer)
+        fleet = Fleet(config, checked.explainer, checked.judge)
         try:
             await fleet.ready()
             await fleet.sync(0)
@@ -71,6 +71,6 @@ def test_gold_is_the_judges_word_and_not_part_of_the_reward(walked) -> None:
 def test_the_shipped_reward_model_agrees_with_gold_on_the_start_policys_own_answers(walked) -> None:
     rows = [row for table in walked[1] for row in table.to_pylist()]
     right = [(row["reward"] > 0.5) == (dict(row["judge_verdicts"])["gold"] == 1.0) for row in rows]
-    explained = [row["explanation"] == explain_answer(row["prompt"], row["completion"]) for row in rows]
+    explained = [row["explanations"] == [explain_answer(row["prompt"], row["completion"])] for row in rows]
     assert sum(right) / len(right) >= 0.95
     assert sum(explained) / len(explained) >= 0.9

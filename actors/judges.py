@@ -1,0 +1,151 @@
+"""Judges behind one door: whatever `reward.model` names, actors that score texts and batches alike.
+
+    find_judge (pure: is it there, does it fit) -> start_judges (actors) -> judge.score_texts | judge.score
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+import ray
+
+from actors.generative_judge import GenerativeJudgeActor
+from actors.placement import Placement
+from actors.slot_scorer import SlotActor
+from rlaif.batch import EXPLAINED, ROLLOUT, check
+from rlaif.config import EngineConfig, RewardConfig, RoleConfig
+from rlaif.gold import GOLD
+from rlaif.judges import Judge, gold_scored, gold_version
+from rlaif.metrics import Metric
+from rlaif.reward_model import Scored, Texts
+from rlaif.scored_batch import scored_batch, texts_to_judge, without_explanations
+
+Scores = tuple[pa.Table, pa.Table, dict[str, Metric]]
+
+
+class JudgeActor(Protocol):
+    """What every judge's actor answers; called as `actor.<verb>.remote(...)`."""
+
+    def ready(self) -> None:
+        """Returns once the judge can judge."""
+
+    def version(self) -> str:
+        """16 hex digits that follow what decides a score."""
+
+    def score_texts(self, texts: Texts, in_order: bool = False) -> tuple[Scored, dict[str, Metric]]:
+        """What the judge says of `texts`, and what else was counted. `in_order`: pairs that a pairwise judge reads are
+        read in the order they are given, instead of both."""
+
+    def score(self, batch: pa.Table) -> Scores:
+        """The SCORED batch of EXPLAINED or ROLLOUT rows, its small columns for the driver, and what was counted."""
+
+
+def start_judges(judge: Judge, config: RewardConfig, engine: EngineConfig, placement: Placement, name: str,
+                 role: RoleConfig, *, gold: str | None = None, on_unusable: str = "without", seed: int = 0
+                 ) -> list[Any]:
+    """Handles of role.num_actors JudgeActors in the bundles of role `name`; they may not be ready yet.
+
+    engine: of a generative judge. gold: the judge that only watches beside the reward, in `score`. on_unusable: what
+    `score` does with a row none of whose explanations is usable.
+    """
+    handles: list[Any] = []
+    for index in range(role.num_actors):
+        options = placement.options(name, index)
+        if judge.kind == "gold":
+            handles.append(GoldJudgeActor.options(**options).remote(judge, gold))
+        elif judge.kind == "generative":
+            asked = GenerativeJudgeActor.options(**options).remote(judge.generative, engine, role.num_gpus, seed)
+            beside = options | {"name": f"{name}-{index}-batches", "num_cpus": 0, "num_gpus": 0}
+            handles.append(GenerativeRewardActor.options(**beside).remote(asked, judge, gold, on_unusable))
+        else:
+            handles.append(SlotActor.options(**options).remote(config, gold, on_unusable, judge))
+    return handles
+
+
+async def all_ready(handles: Sequence[Any], timeout_s: float) -> str:
+    """The version that all judges agree on, once they are ready; TimeoutError where one is not in time."""
+    await asyncio.wait_for(asyncio.gather(*(_ready(actor) for actor in handles)), timeout_s)
+    versions = await asyncio.gather(*(_version(actor) for actor in handles))
+    assert len(set(versions)) == 1, f"judges must be of one version, got {versions}"
+    return versions[0]
+
+
+async def _ready(actor: Any) -> None:
+    await actor.ready.remote()
+
+
+async def _version(actor: Any) -> str:
+    return await actor.version.remote()
+
+
+class _Batches:
+    """From a batch to what a judge reads, and from what it said to a scored batch."""
+
+    def __init__(self, judge: Judge, gold: str | None, on_unusable: str) -> None:
+        self._judge, self._on_unusable = judge, on_unusable
+        self._gold = GOLD[gold] if gold else None
+
+    def texts(self, batch: pa.Table) -> tuple[pa.Table, Texts]:
+        """The EXPLAINED batch and its texts, a pairwise judge's against their references."""
+        if "explanations" not in batch.schema.names:
+            batch = without_explanations(check(batch, ROLLOUT))
+        check(batch, EXPLAINED)
+        return batch, texts_to_judge(batch, self._on_unusable, with_references=self._judge.template.is_pairwise)
+
+    def scored(self, batch: pa.Table, texts: Texts, scored: Scored, version: str) -> Scores:
+        verdicts = self._gold(texts.prompts, texts.completions) if self._gold is not None else {}
+        return scored_batch(batch, scored, self._judge.template, verdicts, self._judge.kind, version)
+
+
+@ray.remote(allow_out_of_order_execution=True)
+class GoldJudgeActor:
+    """A JudgeActor: the exact judge of rlaif.gold as the reward. Learns nothing, sees no explanations."""
+
+    def __init__(self, judge: Judge, gold: str | None) -> None:
+        self._name, self._batches = judge.model, _Batches(judge, gold, "without")
+
+    def ready(self) -> None:
+        pass
+
+    def version(self) -> str:
+        return gold_version(self._name)
+
+    def score_texts(self, texts: Texts, in_order: bool = False) -> tuple[Scored, dict[str, Metric]]:
+        assert not in_order, "a gold judge reads one side at a time"
+        return gold_scored(self._name, texts), {}
+
+    def score(self, batch: pa.Table) -> Scores:
+        batch, texts = self._batches.texts(batch)
+        return self._batches.scored(batch, texts, gold_scored(self._name, texts), gold_version(self._name))
+
+
+@ray.remote
+class GenerativeRewardActor:
+    """A JudgeActor that asks a GenerativeJudgeActor, which has no verb for batches. Takes no CPU of its own.
+
+    A pairwise judge compares a batch's completions with the prompts' references.
+    """
+
+    def __init__(self, asked: Any, judge: Judge, gold: str | None, on_unusable: str) -> None:
+        self._asked, self._batches = asked, _Batches(judge, gold, on_unusable)
+        self._version: str | None = None
+
+    async def ready(self) -> None:
+        await self._asked.ready.remote()
+
+    async def version(self) -> str:
+        if self._version is None:
+            self._version = await self._asked.version.remote()
+        return self._version
+
+    async def score_texts(self, texts: Texts, in_order: bool = False) -> tuple[Scored, dict[str, Metric]]:
+        return await self._asked.score_texts.remote(texts, in_order)
+
+    async def score(self, batch: pa.Table) -> Scores:
+        batch, texts = self._batches.texts(batch)
+        scored, metrics = await self.score_texts(texts)
+        table, summary, counted = self._batches.scored(batch, texts, scored, await self.version())
+        return table, summary, counted | metrics

@@ -1,0 +1,20 @@
+"""Measures how right a reward model is on judged rows, with its explanations.
+
+`python launch/evaluate.py configs/scenes_evaluate.yaml [key=value ...]`
+"""
+
+import sys
+
+from rlaif.cli import main
+from rlaif.reward_config import EvaluateConfig
+
+
+def body(config: EvaluateConfig) -> None:
+    # Seconds of imports: a mistake in the configuration is told before.
+    from actors.evaluating import run_evaluation
+
+    run_evaluation(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(EvaluateConfig, __doc__, body))
