@@ -38,7 +38,7 @@ async def explain_splits(config: ExplainerConfig, role: RoleConfig, rows: dict[s
     if all(path.is_file() for path in whole.values()):
         report.say("explanations are there already")
         found = {split: check(pa.parquet.read_table(path), JUDGED) for split, path in whole.items()}
-        _refuse_other_rows(rows, found)
+        refuse_other_rows(rows, found)
         return found
     placement = Placement({"explainer": role}, "PACK", READY_TIMEOUT_S)
     try:
@@ -56,7 +56,7 @@ async def explain_splits(config: ExplainerConfig, role: RoleConfig, rows: dict[s
         placement.remove()
 
 
-def _refuse_other_rows(splits: dict[str, pa.Table], explained: dict[str, pa.Table]) -> None:
+def refuse_other_rows(splits: dict[str, pa.Table], explained: dict[str, pa.Table]) -> None:
     """Raises UserError where the explanations that an earlier attempt left are of other rows than those of now."""
     for split, rows in splits.items():
         for name in ("prompt", "completion", "other", "labels", "preference", "source"):
@@ -82,7 +82,7 @@ async def _explain(actors: Sequence, table: pa.Table, split: str, on_unusable: s
             path = folder / f"explained_{split}.part-{start:09d}.parquet"
             part = table.slice(start, ROWS_PER_PART)
             if path.is_file():
-                _refuse_other_rows({split: part}, {split: pa.parquet.read_table(path)})
+                refuse_other_rows({split: part}, {split: pa.parquet.read_table(path)})
             else:
                 explained, counted = await _explain_part(actor, part, on_unusable)
                 sums = {name: metric.value for name, metric in counted.items() if isinstance(metric, Sum)}

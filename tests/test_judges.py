@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from actors import evaluating, fitting
+from actors import evaluating, explaining, fitting
 from rlaif.config import ExplainerConfig, RewardConfig, UserError
 from rlaif.config_file import load
 from rlaif.encoding import compile_template, encode
@@ -265,6 +265,6 @@ def test_rows_that_changed_since_they_were_explained_are_refused(tmp_path, folde
     template = find_judge(settings.judge).template
     rows = evaluating.judged_rows(settings.data[0], template, "data[0]")
     other = evaluating.judged_rows(dataclasses.replace(settings.data[0], seed=1), template, "data[0]")
-    evaluating._refuse_other_rows({"judged": rows}, {"judged": rows})
+    explaining.refuse_other_rows({"judged": rows}, {"judged": rows})
     with pytest.raises(UserError, match="data must be the rows that output_dir's explanations are of, got another "):
-        evaluating._refuse_other_rows({"judged": rows}, {"judged": other})
+        explaining.refuse_other_rows({"judged": rows}, {"judged": other})
