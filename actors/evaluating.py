@@ -56,8 +56,10 @@ def run_evaluation(config: EvaluateConfig) -> None:
         edited = edited_rows(rows, judge.template, config.num_edited_rows, config.seed)
         splits[EDITED_SPLIT] = edited.rows
     is_explained = explainer.source in ("model", "server")
-    roles = {"judge": config.placement.judge}
-    with run_folder(config, {"explainer": config.placement.explainer} if is_explained else roles) as report:
+    stages = [{"judge": config.placement.judge}]
+    if is_explained:
+        stages.append({"explainer": config.placement.explainer})
+    with run_folder(config, stages) as report:
         explained = asyncio.run(explain_splits(explainer, config.placement.explainer, splits, config.output_dir,
                                                config.seed, report))
         scored, version = asyncio.run(_score_splits(config, judge, explained, report))

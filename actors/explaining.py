@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from actors.explainer import Explained, ExplainerActor
 from actors.fitting import READY_TIMEOUT_S
-from actors.placement import Placement
+from actors.placement import Placement, within
 from rlaif.batch import JUDGED, check
 from rlaif.config import ExplainerConfig, RoleConfig, UserError
 from rlaif.explanations import usable_or_refuse
@@ -44,7 +44,7 @@ async def explain_splits(config: ExplainerConfig, role: RoleConfig, rows: dict[s
     try:
         actors = [ExplainerActor.options(**placement.options("explainer", index)).remote(config, role.num_gpus, seed)
                   for index in range(role.num_actors)]
-        await asyncio.wait_for(asyncio.gather(*(_ready(actor) for actor in actors)), READY_TIMEOUT_S)
+        await within(asyncio.gather(*(_ready(actor) for actor in actors)), READY_TIMEOUT_S, "explainers")
         found = {}
         for split, table in rows.items():
             found[split] = await _explain(actors, table, split, config.on_unusable, Path(output_dir), report)
@@ -73,6 +73,8 @@ async def _explain(actors: Sequence, table: pa.Table, split: str, on_unusable: s
                    ) -> pa.Table:
     """Every part of `table` explained, as many parts at once as there are actors."""
     starts = list(range(0, table.num_rows, ROWS_PER_PART))
+    if not starts:
+        return table.replace_schema_metadata({COUNTS: "{}"})
     started, metrics, done = time.perf_counter(), [], 0
     waiting = iter(starts)
 

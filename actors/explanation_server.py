@@ -46,6 +46,9 @@ class ServerWriter:
                 state = "holds characters no token has" if self._token else "is not set"
                 raise UserError(f"{KEY}.api_key_env must name an environment variable that holds the token, got "
                                 f"{config.api_key_env!r}, which {state} where the explainer runs; export it there")
+        # The package would send these along, which are meant for another server and may hold a token.
+        for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS"):
+            os.environ.pop(name, None)
         # Not None: the package would send OPENAI_API_KEY, which is meant for another server. Its own retries are off:
         # they count nothing of a request that fails, and give up at once on an answer that is no JSON.
         self._client = openai.AsyncOpenAI(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import ray
 from actors.cluster import connect
 from actors.gang import Gang
 from actors.learner import LearnerSpec
-from actors.placement import Placement, Roles, refuse_too_large
+from actors.placement import Placement, Roles, refuse_too_large, within
 from rlaif.cli import working
 from rlaif.config import RoleConfig, SftConfig
 from rlaif.metrics import merge, values
@@ -35,21 +34,22 @@ _SHOWN = ("loss", "nll", "slot_accuracy", "slot_nll", "pair_accuracy", "pair_nll
 
 
 @contextlib.contextmanager
-def run_folder(config: SftConfig | RewardTrainConfig | EvaluateConfig, first_roles: Roles) -> Iterator[Report]:
-    """Ray, the run's folder and its report around a training; at the end drops what served to resume, and marks the
-    run complete."""
+def run_folder(config: SftConfig | RewardTrainConfig | EvaluateConfig, stages: Sequence[Roles]) -> Iterator[Report]:
+    """Ray, the run's folder and its report around a training; at the end marks the run complete, and drops what served
+    to resume. `stages`: the roles of each part of the run, one after the other; refused where they do not fit."""
     where = connect()
     report = None
     try:
-        refuse_too_large(first_roles, ray.cluster_resources())
+        for roles in stages:
+            refuse_too_large(roles, ray.cluster_resources())
         claim(config.output_dir, config, anew=False)
         report = Report(config.output_dir)
         report.say(f"{where}; results go to {Path(config.output_dir).resolve()}")
         with working():
             yield report
+        finish(config.output_dir)
         for name in (TOKENIZER, BEST, CHECKPOINTS):
             shutil.rmtree(Path(config.output_dir) / name, ignore_errors=True)
-        finish(config.output_dir)
     finally:
         if report is not None:
             report.close()
@@ -83,7 +83,7 @@ async def fit(options: FitOptions, spec: LearnerSpec, role: RoleConfig,
     try:
         started = time.perf_counter()
         gang = Gang(spec, placement, role.num_actors)
-        await asyncio.wait_for(gang.join(), READY_TIMEOUT_S)
+        await within(gang.join(), READY_TIMEOUT_S, "learners")
         report.say(f"learners ready in {time.perf_counter() - started:.1f} s; {num_train} rows, {options.steps} steps")
         progress = await _resume(gang, folder, report)
         dev_rows = ray.put(dev)
@@ -104,7 +104,7 @@ async def fit(options: FitOptions, spec: LearnerSpec, role: RoleConfig,
                 progress["first"] = step + 1
                 await _checkpoint(gang, folder, progress)
         best = progress["best"]
-        _publish(folder)
+        _publish(folder, best["step"])
         write_json(folder / "summary.json", {
             "steps": options.steps, "seed": options.seed, "best_step": best["step"], "dev": best["figures"],
             "num_train": num_train, "num_dev": dev.num_rows, "versions": versions(),
@@ -138,8 +138,9 @@ async def _checkpoint(gang: Gang, folder: Path, progress: dict[str, Any]) -> Non
     await gang.save_state(str(beside.resolve()))
     write_json(beside / "progress.json", progress)
     beside.rename(target)
-    for older in sorted(target.parent.glob("step-*")):
-        if older != target:
+    kept = {target.name} | ({_best(folder, progress["best"]["step"]).name} if progress["best"] else set())
+    for older in [*target.parent.glob("step-*"), *(folder / BEST).glob("step-*")]:
+        if older.name not in kept or (older.parent == target.parent and older != target):
             shutil.rmtree(older)
 
 
@@ -154,20 +155,27 @@ async def _measure(gang: Gang, dev: ray.ObjectRef, num_rows: int, step: int, pro
     report.say(f"dev at step {step}: {num_rows} rows  {_shown(figures)}{'  best' if is_best else ''}")
     if not is_best:
         return
-    target = Path(options.output_dir).resolve() / BEST
-    beside = target.with_name(f"{BEST}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    await gang.save(str(beside))
+    target = _best(Path(options.output_dir).resolve(), step)
+    for leftover in (target, target.with_name(target.name + ".partial")):   # of an attempt that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    target.parent.mkdir(exist_ok=True)
+    await gang.save(str(target))
     found = await examine(gang) if examine is not None else {}
-    shutil.rmtree(target, ignore_errors=True)
-    beside.rename(target)
     progress["best"] = {"step": step, "figures": figures, **found}
 
 
-def _publish(folder: Path) -> None:
+def _best(folder: Path, step: int) -> Path:
+    """Where the weights of a step that was the best so far are; kept until a checkpoint knows of better ones."""
+    return folder / BEST / f"step-{step:09d}"
+
+
+def _publish(folder: Path, step: int) -> None:
     """Copies the best model's files into `folder` itself, the weights last: what is there can be taken up again."""
-    for path in sorted((folder / BEST).iterdir(), key=lambda path: path.suffix == ".safetensors"):
-        shutil.copyfile(path, folder / path.name)
+    for path in sorted(_best(folder, step).iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(path, folder / path.name)
 
 
 def _shown(figures: dict[str, float]) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 
 from actors.generative_judge import GenerativeJudgeActor
-from actors.placement import Placement
+from actors.placement import Placement, within
 from actors.slot_scorer import SlotActor
 from rlaif.batch import EXPLAINED, ROLLOUT, check
 from rlaif.config import EngineConfig, RewardConfig, RoleConfig
@@ -67,7 +67,7 @@ def start_judges(judge: Judge, config: RewardConfig, engine: EngineConfig, place
 
 async def all_ready(handles: Sequence[Any], timeout_s: float) -> str:
     """The version that all judges agree on, once they are ready; TimeoutError where one is not in time."""
-    await asyncio.wait_for(asyncio.gather(*(_ready(actor) for actor in handles)), timeout_s)
+    await within(asyncio.gather(*(_ready(actor) for actor in handles)), timeout_s, "judges")
     versions = await asyncio.gather(*(_version(actor) for actor in handles))
     assert len(set(versions)) == 1, f"judges must be of one version, got {versions}"
     return versions[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import ray
@@ -58,3 +59,12 @@ class Placement:
 
     def remove(self) -> None:
         ray.util.remove_placement_group(self._group)
+
+
+async def within(work: Awaitable[Any], timeout_s: float, what: str) -> Any:
+    """What `work` gives. Raises UserError, one line, where it takes longer than `timeout_s`."""
+    try:
+        return await asyncio.wait_for(work, timeout_s)
+    except TimeoutError as error:
+        raise UserError(f"{what} must be ready in {timeout_s:.0f} s, got no answer; Ray's logs tell what they wait "
+                        "for") from error

@@ -19,7 +19,6 @@ from actors.explaining import explain_splits
 from actors.fitting import TOKENIZER, FitOptions, fit, run_folder
 from actors.gang import Gang
 from actors.learner import LearnerSpec
-from actors.placement import refuse_too_large
 from rlaif.batch import JUDGED, from_rows
 from rlaif.calibration import (
     expected_calibration_error,
@@ -53,7 +52,7 @@ def run_reward_training(config: RewardTrainConfig) -> None:
         return
     template = slot_template(config.template)
     explainer = checked_explainer(config.explainer, template)
-    _check_loss(config, template)
+    refuse_loss(config, template)
     if config.slot_model.model is None:
         compile_template(template, word_tokenizer(_all_texts({}, template), masked=True))
     else:
@@ -63,10 +62,11 @@ def run_reward_training(config: RewardTrainConfig) -> None:
                                 with_explanations=explainer.source == "column")
                     for number, source in enumerate(getattr(config.data, split))] for split in ("train", "dev")}
     rows = {split: pa.concat_tables(tables) for split, tables in sets.items()}
-    _check_selection(config, template, rows["dev"])
-    first = "learner" if explainer.source in ("none", "column") else "explainer"
-    with run_folder(config, {first: getattr(config.placement, first)}) as report:
-        refuse_too_large({"learner": config.placement.learner}, ray.cluster_resources())
+    refuse_selection(config, template, rows["dev"])
+    stages = [{"learner": config.placement.learner}]
+    if explainer.source in ("model", "server"):
+        stages.append({"explainer": config.placement.explainer})
+    with run_folder(config, stages) as report:
         judged = asyncio.run(explain_splits(explainer, config.placement.explainer, rows, config.output_dir, config.seed,
                                             report))
         _train(config, template, explainer, judged, [table.num_rows for table in sets["train"]], report)
@@ -93,7 +93,7 @@ def checked_explainer(config: ExplainerConfig, template: SlotTemplate) -> Explai
     return config
 
 
-def _check_loss(config: RewardTrainConfig, template: SlotTemplate) -> None:
+def refuse_loss(config: RewardTrainConfig, template: SlotTemplate) -> None:
     if config.prior != "none" and template.head == "scalar":
         raise UserError(f"prior must be none with template.head = scalar, got {config.prior!r}: it has no classes")
     ordinal = [slot.name for slot in template.slots if slot.kind == "ordinal"]
@@ -103,16 +103,28 @@ def _check_loss(config: RewardTrainConfig, template: SlotTemplate) -> None:
     if config.loss.flood_radius and not ordinal:
         raise UserError(f"template must have an ordinal slot with loss.flood_radius = {config.loss.flood_radius}, got "
                         "none; set it to 0")
+    if config.loss.consistency_weight and template.head == "scalar":
+        raise UserError(f"loss.consistency_weight must be 0 with template.head = scalar, got "
+                        f"{config.loss.consistency_weight}: a scalar has no classes to be consistent about")
     if config.loss.masked_lm_weight and template.head != "slot":
         raise UserError(f"loss.masked_lm_weight must be 0 with template.head = {template.head}, got "
                         f"{config.loss.masked_lm_weight}: only a masked LM has the words")
 
 
-def _check_selection(config: RewardTrainConfig, template: SlotTemplate, dev: pa.Table) -> None:
-    """Raises UserError where nothing in the dev rows can be measured as `select_by` asks."""
-    has_labels = any(label >= 0 for row in dev["labels"].to_pylist() for label in row)
+def refuse_selection(config: RewardTrainConfig, template: SlotTemplate, dev: pa.Table) -> None:
+    """Raises UserError where nothing in the dev rows can be measured as `select_by`, prior or temperature ask."""
+    labels, preferences = dev["labels"].to_pylist(), dev["preference"].to_pylist()
+    if not any(label >= 0 for row in labels for label in row):
+        if config.prior == "dev":
+            raise UserError(f"data.dev must hold labels of slots with prior = dev, got none in {dev.num_rows} rows; "
+                            "use none or content_free")
+        if not any(wins in (0.0, 1.0) for wins in preferences):
+            raise UserError(f"data.dev must hold labels or decided pairs, got {dev.num_rows} ties; add some")
+    # A slot whose neighbouring ratings count as right has no accuracy of its own.
+    plain = [s for s, slot in enumerate(template.slots) if not (config.loss.flood_radius and slot.kind == "ordinal")]
+    has_labels = any(row[s] >= 0 for row in labels for s in plain)
     # A pairwise slot is asked which side is better: its accuracy is slot_accuracy.
-    has_pairs = not template.is_pairwise and any(wins in (0.0, 1.0) for wins in dev["preference"].to_pylist())
+    has_pairs = not template.is_pairwise and any(wins in (0.0, 1.0) for wins in preferences)
     for name, has_some, wanted in (("slot_accuracy", has_labels, "labels of slots"),
                                    ("pair_accuracy", has_pairs, "pairs, judged one side at a time,")):
         if config.select_by == name and not has_some:
@@ -222,6 +234,8 @@ def _reference(explainer: ExplainerConfig, output_dir: str) -> ExplainerReferenc
     if explainer.source not in ("model", "server"):
         return None
     assert explainer.model is not None and explainer.template is not None
-    model = os.path.relpath(explainer.model, output_dir) if Path(explainer.model).is_dir() else explainer.model
+    model = explainer.model
+    if Path(model).is_dir():
+        model = os.path.relpath(model, Path(output_dir).resolve())
     return ExplainerReference(model, explainer.template, explainer.principles, explainer.max_tokens,
-                              explainer.temperature, explainer.num_samples)
+                              explainer.temperature, explainer.num_samples, explainer.source)

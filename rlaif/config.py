@@ -186,7 +186,7 @@ class ExplainerConfig:
                 self.num_samples)
         require(self.source != "server" or self.server.url is not None, "server.url", "given with source: server",
                  self.server.url)
-        if self.max_tokens is not None:
+        if self.max_tokens is not None and self.source in (None, "model"):
             _fits(self)
 
 
@@ -419,3 +419,5 @@ class SftConfig:
         not_negative(self, "seed", "checkpoint_every")
         positive(self, "steps", "batch_size", "log_every", "max_tokens")
         fits_scratch(self.policy, "policy", self.max_tokens, "max_tokens")
+        require(self.checkpoint_every % self.log_every == 0, "checkpoint_every",
+                f"a multiple of log_every {self.log_every}", self.checkpoint_every)

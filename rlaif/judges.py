@@ -131,7 +131,7 @@ def load_encoder(judge: Judge, dtype: str, device: str) -> RewardModel:
     if judge.kind == "reward":
         return RewardModel.load(judge.model, getattr(torch, dtype), device)
     template = judge.template
-    model = load_judge(judge.model, dtype, 0, template.head, template.num_classes)
+    model = load_judge(judge.model, dtype, 0, template.head, template.num_classes, is_trained=True)
     return RewardModel(model.to(device).eval(), load_tokenizer(judge.model), judge.reward)
 
 

@@ -33,8 +33,8 @@ def check_slot_model(model: str, template: SlotTemplate, *, has_head: bool = Fal
         classes = {} if has_head or template.head == "slot" else {"num_labels": template.num_classes}
         check_model(skeleton(model, AUTO_CLASSES[template.head], **classes),
                     compile_template(template, load_tokenizer(model)))
-    except ValueError as error:
-        raise UserError(f"{error} (in {model})") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(error).strip().splitlines()[0]} (in {model})") from error
 
 
 def complete_explainer(config: ExplainerConfig, reward: RewardSpec, reward_folder: str) -> ExplainerConfig:
@@ -55,7 +55,10 @@ def complete_explainer(config: ExplainerConfig, reward: RewardSpec, reward_folde
     if model is None or template is None:
         missing = "model" if model is None else "template"
         raise UserError(f"explainer.{missing} must be given, got nothing in the config or in {reward_folder!r}")
-    source = config.source or "model"
+    source = config.source or (known.source if known is not None and config.model is None else "model")
+    if source == "server" and config.server.url is None:
+        raise UserError(f"explainer.server.url must be given, got nothing: {reward_folder!r} was trained with a "
+                        "server's explanations")
     principles = config.principles or (known.principles if known is not None else "")
     check_template(template, principles, "explainer.template")
     if source == "model":

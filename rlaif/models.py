@@ -127,13 +127,20 @@ def load_causal_lm(model: str, dtype: str) -> PreTrainedModel:
                                                 trust_remote_code=False)
 
 
-def load_judge(model: str, dtype: str, seed: int, head: str, num_classes: int) -> PreTrainedModel:
-    """An encoder with a `head` of rlaif.slots.HEADS from a name or folder; a head it lacks is drawn from `seed`."""
+def load_judge(model: str, dtype: str, seed: int, head: str, num_classes: int, *, is_trained: bool = False
+               ) -> PreTrainedModel:
+    """An encoder with a `head` of rlaif.slots.HEADS from a name or folder; a head it lacks is drawn from `seed`, or
+    refused as a UserError where it should be trained."""
     torch.manual_seed(seed)
-    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
-    if head == "slot":
-        return AutoModelForMaskedLM.from_pretrained(model, **options)
-    return AutoModelForSequenceClassification.from_pretrained(model, num_labels=num_classes, **options)
+    kind = AutoModelForMaskedLM if head == "slot" else AutoModelForSequenceClassification
+    classes = {} if head == "slot" else {"num_labels": num_classes}
+    loaded, told = kind.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True,
+                                        trust_remote_code=False, output_loading_info=True, **classes)
+    missing = sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))
+    if is_trained and missing:
+        raise UserError(f"weights of {model!r} must hold its head, got none for {len(missing)} such as {missing[0]}; "
+                        "train it with launch/train_reward.py")
+    return loaded
 
 
 def context_length(model: str) -> int:

@@ -60,7 +60,7 @@ def judged_rows(config: JudgedDataConfig, template: SlotTemplate, key: str, *, w
     rows = read_rows(config.path, columns=[names[name] for name in _TEXTS[config.kind]], num_rows=limit,
                      seed=config.seed, key=f"{key}.path")
     numbered = [(number, row) for number, row in enumerate(rows)
-                if all(str(row.get(column)) == value for column, value in config.where.items())]
+                if all(_written(row.get(column)) == value for column, value in config.where.items())]
     numbered = numbered[config.skip_rows :][: config.num_rows]
     if not numbered:
         raise UserError(f"{key} must keep rows, got none of {len(rows)} in {config.path!r} after where = "
@@ -68,6 +68,10 @@ def judged_rows(config: JudgedDataConfig, template: SlotTemplate, key: str, *, w
     if with_explanations and config.columns.get("explanation", "explanation") not in rows[0]:
         raise UserError(f"{key} must have the column {config.columns.get('explanation', 'explanation')!r} with "
                         f"explainer.source = column, got {sorted(rows[0])}; map it under columns")
+    for name in optional:
+        if name in config.columns and config.columns[name] not in rows[0]:
+            raise UserError(f"{key}.columns must name columns of the file, got {config.columns[name]!r} for {name}; "
+                            f"there are {sorted(rows[0])}")
     found = []
     for place, (number, row) in enumerate(numbered):
         for column in names.values():
@@ -105,6 +109,11 @@ def _judged_row(config: JudgedDataConfig, template: SlotTemplate, row: dict[str,
             "source": str(row.get("source") or config.path)}
 
 
+def _written(value: Any) -> str:
+    """A value of the file as the configuration writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _explanation(text: Any, where: str) -> list[str]:
     if not isinstance(text, str | None):
         raise UserError(f"{where} must have a text as explanation, got {text!r}; take the row out")
@@ -134,7 +143,7 @@ def _class(config: JudgedDataConfig, slot: Slot, row: dict[str, Any], where: str
     words = dict(config.labels)
     if config.kind == "nli" and not words and len(slot.classes) == len(_NLI):
         words = {name: group[0] for name, group in zip(_NLI, slot.classes, strict=True)}
-    word = words.get(str(label), str(label))
+    word = words.get(_written(label), _written(label))
     for index, group in enumerate(slot.classes):
         if label is not None and word in group:
             return index
@@ -143,7 +152,7 @@ def _class(config: JudgedDataConfig, slot: Slot, row: dict[str, Any], where: str
 
 
 def _preference(config: JudgedDataConfig, row: dict[str, Any], where: str) -> float:
-    verdict = config.labels.get(str(row["verdict"]), str(row["verdict"]))
+    verdict = config.labels.get(_written(row["verdict"]), _written(row["verdict"]))
     if verdict not in _VERDICTS:
         raise UserError(f"{where} must have a verdict of {', '.join(_VERDICTS)}, got {row['verdict']!r}; map it under "
                         "labels")

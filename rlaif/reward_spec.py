@@ -28,6 +28,7 @@ class ExplainerReference:
     max_tokens: int = 64  # tokens of an explanation, > 0
     temperature: float = 0.0  # 0 is greedy
     num_samples: int = 1  # explanations a row, >= 1
+    source: str = "model"  # model (vLLM) | server: then `model` is its name there
 
 
 @dataclass(frozen=True)

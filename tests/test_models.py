@@ -245,3 +245,9 @@ def test_code_that_comes_with_a_folder_is_not_run(folders, tmp_path):
     with pytest.raises(ValueError):
         load_causal_lm(str(folder), "float32")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["masked"])
+def test_a_judge_that_should_be_trained_is_refused_without_its_head(kind, folder):
+    with pytest.raises(UserError, match=r"weights of .* must hold its head, got none for \d+ such as "):
+        load_judge(str(folder), "float32", 0, "classes", 3, is_trained=True)

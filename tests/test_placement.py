@@ -1,6 +1,8 @@
+import asyncio
+
 import pytest
 
-from actors.placement import refuse_too_large
+from actors.placement import refuse_too_large, within
 from rlaif.config import RoleConfig, UserError
 
 ROLES = {"rollout": RoleConfig(num_actors=2, num_cpus=1.5, num_gpus=1),
@@ -30,3 +32,12 @@ def test_more_than_the_cluster_has_is_refused_with_the_sum_by_role(resources, me
 def test_what_just_fits_is_placed_whatever_the_rounding():
     refuse_too_large(ROLES, {"CPU": 4.0, "GPU": 2.0})
     refuse_too_large({"slot": RoleConfig(num_actors=3, num_cpus=0.1)}, {"CPU": 0.3})    # 3 * 0.1 > 0.3
+
+
+def test_work_that_is_late_is_told_in_one_line():
+    async def late() -> None:
+        await asyncio.sleep(9)
+
+    with pytest.raises(UserError, match=r"judges must be ready in 0 s, got no answer; .*"):
+        asyncio.run(within(late(), 0.01, "judges"))
+    assert asyncio.run(within(asyncio.sleep(0, "done"), 5, "judges")) == "done"

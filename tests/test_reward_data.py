@@ -121,7 +121,7 @@ def test_a_label_is_the_class_that_any_of_its_words_names(write):
 
 def test_labels_of_the_file_are_mapped_to_label_words(write):
     rows = [ROWS["labels"][0] | {"label": label} for label in (1, 0, "no", True)]
-    got = read(write(rows), "labels", labels={"1": "yes", "0": "no", "True": "maybe"})
+    got = read(write(rows), "labels", labels={"1": "yes", "0": "no", "true": "maybe"})
     assert [row["labels"][0] for row in got] == [0, 2, 2, 1]
 
 
@@ -368,3 +368,16 @@ def test_what_is_drawn_follows_seed_and_step_and_nothing_else_changes():
     for name in JUDGED.names:
         if "explanations" not in name:
             assert one[name].to_pylist() == rows.take(chosen)[name].to_pylist()
+
+
+def test_a_mapped_column_that_the_file_lacks_is_refused(write):
+    path = write([{"prompt": "p", "completion": "c", "label": "yes"}])
+    with pytest.raises(UserError, match=r"columns must name columns of the file, got 'orign' for source; "):
+        read(path, "labels", columns={"source": "orign"})
+
+
+def test_true_and_false_of_a_file_are_written_as_in_yaml(write):
+    path = write([{"prompt": "p", "completion": "c", "label": True, "is_kept": True},
+                  {"prompt": "q", "completion": "c", "label": False, "is_kept": False}])
+    got = read(path, "labels", labels={"true": "yes", "false": "no"}, where={"is_kept": "true"})
+    assert [row["prompt"] for row in got] == ["p"]
