@@ -137,6 +137,9 @@ async def _score_part(actor: Any, judge: Judge, rows: pa.Table, start: int, made
         one, metrics = await actor.score_texts.remote(texts, in_order=True)
         other, counted = await actor.score_texts.remote(texts.swapped(), in_order=True)
         scored, first, second = of_both_orders(one, other, judge.template)
+        if judge.template.reads_explanations:       # a pair is read without one where either side has none
+            pairs = zip(texts.explanations or (), texts.other_explanations or (), strict=True)
+            scored = dataclasses.replace(scored, num_without_explanation=sum(not a or not b for a, b in pairs))
         table, num_texts = scored_rows(rows, scored, judge.template, start, first=first, second=second), 2 * len(texts)
         metrics = merge([metrics, counted])
     counts = metrics | _counted(scored, num_texts) | {"judge_s": Sum(time.perf_counter() - began)}

@@ -86,7 +86,7 @@ async def _explain(actors: Sequence, table: pa.Table, split: str, on_unusable: s
             if path.is_file():
                 refuse_other_rows({split: part}, {split: pa.parquet.read_table(path)})
             else:
-                explained, counted = await _explain_part(actor, part, on_unusable)
+                explained, counted = await _explain_part(actor, part, start, on_unusable)
                 sums = {name: metric.value for name, metric in counted.items() if isinstance(metric, Sum)}
                 _write(explained.replace_schema_metadata({COUNTS: json.dumps(sums)}), path)
                 metrics.append(counted)
@@ -104,14 +104,15 @@ async def _explain(actors: Sequence, table: pa.Table, split: str, on_unusable: s
     return whole.replace_schema_metadata({COUNTS: json.dumps(counts)})
 
 
-async def _explain_part(actor, part: pa.Table, on_unusable: str) -> tuple[pa.Table, dict[str, Metric]]:
-    """`part` with explanations of its completions, and of the other sides of its pairs."""
+async def _explain_part(actor, part: pa.Table, start: int, on_unusable: str) -> tuple[pa.Table, dict[str, Metric]]:
+    """`part`, whose first row is row `start`, with explanations of its completions, and of its pairs' other sides."""
     prompts, others = part["prompt"].to_pylist(), part["other"].to_pylist()
     paired = [row for row, other in enumerate(others) if other is not None]
     answer: tuple[Explained, dict[str, Metric]] = await actor.explain_texts.remote(
         prompts + [prompts[row] for row in paired], part["completion"].to_pylist() + [others[row] for row in paired])
     explained, metrics = answer
-    kept = usable_or_refuse(explained.texts, explained.finish_reasons, on_unusable)
+    numbers = [start + row for row in [*range(part.num_rows), *paired]]
+    kept = usable_or_refuse(explained.texts, explained.finish_reasons, on_unusable, numbers)
     theirs: list[list[str]] = [[] for _ in prompts]
     for place, row in enumerate(paired):
         theirs[row] = kept[len(prompts) + place]

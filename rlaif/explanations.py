@@ -44,11 +44,13 @@ def usable(explanations: Sequence[Sequence[str]], finish_reasons: Sequence[Seque
             for texts, reasons in zip(explanations, finish_reasons, strict=True)]
 
 
-def usable_or_refuse(explanations: Sequence[Sequence[str]], finish_reasons: Sequence[Sequence[str]], on_unusable: str
-                     ) -> list[list[str]]:
-    """As `usable`. Raises UserError for the first row without any, where `on_unusable` is "error"."""
+def usable_or_refuse(explanations: Sequence[Sequence[str]], finish_reasons: Sequence[Sequence[str]], on_unusable: str,
+                     numbers: Sequence[int] | None = None) -> list[list[str]]:
+    """As `usable`. Raises UserError for the first row without any, where `on_unusable` is "error"; it is called by its
+    entry in `numbers`, or by its place."""
     kept = usable(explanations, finish_reasons)
-    for row, (texts, reasons) in enumerate(zip(kept, finish_reasons, strict=True)):
+    numbers = range(len(kept)) if numbers is None else numbers
+    for row, texts, reasons in zip(numbers, kept, finish_reasons, strict=True):
         if on_unusable == "error" and reasons and not texts:
             raise UserError(f"explainer must write an explanation that ends and is not blank, got none of "
                             f"{len(reasons)} in row {row} (ended by {', '.join(reasons)}); raise explainer.max_tokens "

@@ -83,3 +83,8 @@ def test_counts_of_parts_add_up_to_those_of_the_whole():
     parts = [explanation_metrics(TEXTS[a:b], REASONS[a:b], tokens[a:b]) for a, b in ((0, 2), (2, 3), (3, 5))]
     assert merge(parts) == explanation_metrics(TEXTS, REASONS, tokens)
     assert values(explanation_metrics([], [], []))["num_explanations"] == 0
+
+
+def test_a_row_without_a_usable_explanation_is_called_by_its_number():
+    with pytest.raises(UserError, match="got none of 1 in row 1031 "):
+        usable_or_refuse([["a"], [" "]], [["stop"], ["stop"]], "error", numbers=[7, 1031])
