@@ -44,7 +44,10 @@ def states_at(model: PreTrainedModel, input_ids: Sequence[Sequence[int]], slot_p
                 and not is_recomputed)
     # Other layers than those known here may not take float32 where the model is bfloat16.
     is_known = can_pack or model.dtype == torch.float32
-    is_plain = not is_on_cpu or not is_known or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    # A training engine may have put a linear layer of its own in torch's place, as DeepSpeed does for ZeRO 3.
+    is_replaced = functional.linear is not torch._C._nn.linear
+    is_plain = (not is_on_cpu or not is_known or is_replaced or torch.is_grad_enabled()
+                or torch.is_autocast_enabled("cpu"))
     with nullcontext() if is_plain else _Products():
         if can_pack:
             return _packed_states(model.base_model, _pack(input_ids, slot_positions)).to(model.dtype)
@@ -260,5 +263,5 @@ def _layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor |
 
 
 # As torch calls them; the arguments have torch's names.
-_BETTER: dict[Any, Callable[..., Tensor]] = {functional.linear: _linear, functional.layer_norm: _layer_norm}
+_BETTER: dict[Any, Callable[..., Tensor]] = {torch._C._nn.linear: _linear, functional.layer_norm: _layer_norm}
 _HAS_ONE_DNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

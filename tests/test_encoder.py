@@ -251,3 +251,16 @@ def test_bfloat16_errs_less_than_the_models_own_forward():
         errors = [(states.float() - want).abs().mean() for states in (states_at(model, ids, positions, 0),
                                                                       plain(model, ids, positions))]
     assert errors[0] < 0.7 * errors[1]
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_states_are_the_same_where_an_engine_replaced_torchs_linear_layer(kind, monkeypatch):
+    model = made(kind)
+    ids, positions = rows(7, 20, 3, 20)
+    with torch.no_grad():
+        want = states_at(model, ids, positions, 0)
+        monkeypatch.setattr(torch.nn.functional, "linear",
+                            lambda states, weight, bias=None: states.matmul(weight.t()) + (0 if bias is None else bias))
+        close(states_at(model, ids, positions, 0), want)
+        got = states_at(model.to(torch.bfloat16), ids, positions, 0)
+    assert (got.float() - want).abs().mean() < 0.03 * want.abs().mean()
