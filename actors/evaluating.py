@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from actors.explaining import explain_splits
+from actors.explaining import COUNTS, explain_splits
 from actors.fitting import READY_TIMEOUT_S, run_folder
 from actors.judges import all_ready, start_judges
 from actors.placement import Placement
@@ -31,10 +31,11 @@ from rlaif.reward_model import Scored
 from rlaif.reward_report import write_evaluation
 from rlaif.run_folder import refuse_other_run
 from rlaif.scored_rows import SCORED_ROWS, of_both_orders, one_side_at_a_time, scored_rows, texts_of
+from rlaif.tables import write_parquet
 from rlaif.versions import versions
 
 JUDGED_SPLIT, EDITED_SPLIT = "judged", "edited"
-_COUNTS, _MADE_OF = b"counts", b"made_of"       # keys of a part's metadata
+_MADE_OF = b"made_of"       # key of a part's metadata, beside COUNTS
 _UNUSABLE = ("explanations_cut", "explanations_failed", "explanations_empty", "explainer_inputs_cut")
 _REDUCTIONS = {"Mean": Mean, "Sum": Sum, "Max": Max, "Min": Min}
 
@@ -111,7 +112,7 @@ async def _score(actors: Sequence[Any], judge: Judge, rows: pa.Table, split: str
             path, part = _part_path(folder, split, start), rows.slice(start, config.batch_size)
             made_of = f"{version} {content_hash(part)}"
             if not _is_made_of(path, made_of):
-                _write(await _score_part(actor, judge, part, start, made_of), path)
+                write_parquet(await _score_part(actor, judge, part, start, made_of), path)
                 num_fresh += part.num_rows
             done += part.num_rows
             speed = num_fresh / (time.perf_counter() - began)
@@ -120,10 +121,10 @@ async def _score(actors: Sequence[Any], judge: Judge, rows: pa.Table, split: str
     await asyncio.gather(*map(work, actors))
     parts = [pa.parquet.read_table(_part_path(folder, split, start)) for start in starts]
     if not parts:
-        return SCORED_ROWS.empty_table().replace_schema_metadata({_COUNTS: b"{}"})
-    counts = merge(_loaded(json.loads(part.schema.metadata[_COUNTS])) for part in parts)
+        return SCORED_ROWS.empty_table().replace_schema_metadata({COUNTS: b"{}"})
+    counts = merge(_loaded(json.loads(part.schema.metadata[COUNTS])) for part in parts)
     whole = check(pa.concat_tables([part.replace_schema_metadata(None) for part in parts]), SCORED_ROWS)
-    return whole.replace_schema_metadata({_COUNTS: json.dumps(_dumped(counts))})
+    return whole.replace_schema_metadata({COUNTS: json.dumps(_dumped(counts))})
 
 
 async def _score_part(actor: Any, judge: Judge, rows: pa.Table, start: int, made_of: str) -> pa.Table:
@@ -137,13 +138,12 @@ async def _score_part(actor: Any, judge: Judge, rows: pa.Table, start: int, made
         one, metrics = await actor.score_texts.remote(texts, in_order=True)
         other, counted = await actor.score_texts.remote(texts.swapped(), in_order=True)
         scored, first, second = of_both_orders(one, other, judge.template)
-        if judge.template.reads_explanations:       # a pair is read without one where either side has none
-            pairs = zip(texts.explanations or (), texts.other_explanations or (), strict=True)
-            scored = dataclasses.replace(scored, num_without_explanation=sum(not a or not b for a, b in pairs))
+        if judge.template.reads_explanations:       # each order has counted one side only
+            scored = dataclasses.replace(scored, num_without_explanation=texts.num_without_explanation)
         table, num_texts = scored_rows(rows, scored, judge.template, start, first=first, second=second), 2 * len(texts)
         metrics = merge([metrics, counted])
     counts = metrics | _counted(scored, num_texts) | {"judge_s": Sum(time.perf_counter() - began)}
-    return table.replace_schema_metadata({_COUNTS: json.dumps(_dumped(counts)), _MADE_OF: made_of})
+    return table.replace_schema_metadata({COUNTS: json.dumps(_dumped(counts)), _MADE_OF: made_of})
 
 
 def _counted(scored: Scored, num_texts: int) -> dict[str, Metric]:
@@ -153,7 +153,7 @@ def _counted(scored: Scored, num_texts: int) -> dict[str, Metric]:
 
 def _counts(explainer: ExplainerConfig, explained: dict[str, pa.Table], scored: dict[str, pa.Table]) -> dict[str, Any]:
     """What was counted on the way to the scores of the judged rows, and how long the judge took."""
-    counts = values(_loaded(json.loads(scored[JUDGED_SPLIT].schema.metadata[_COUNTS])))
+    counts = values(_loaded(json.loads(scored[JUDGED_SPLIT].schema.metadata[COUNTS])))
     seconds, rows = counts.pop("judge_s"), explained[JUDGED_SPLIT]
     counts = {name: int(value) if value == int(value) else value for name, value in counts.items()}
     if explainer.source in ("model", "server"):
@@ -161,7 +161,7 @@ def _counts(explainer: ExplainerConfig, explained: dict[str, pa.Table], scored: 
         kept = sum(len(texts) for name in ("explanations", "other_explanations") for texts in rows[name].to_pylist())
         counts |= {"explanations": num_texts * explainer.num_samples,
                    "explanations_unusable": num_texts * explainer.num_samples - kept}
-        told = json.loads((rows.schema.metadata or {}).get(_COUNTS, b"{}"))
+        told = json.loads((rows.schema.metadata or {}).get(COUNTS, b"{}"))
         counts |= {name: told[name] for name in _UNUSABLE if name in told}
     # By one actor; several work side by side.
     return {"counts": {"num_rows": rows.num_rows} | counts,
@@ -199,7 +199,7 @@ def _conclude(config: EvaluateConfig, judge: Judge, rows: pa.Table, scored: dict
     if judge.generative is not None:
         write_judge(folder, judge.generative)
     paths = write_evaluation(folder, facts | found.figures | counted, bins=found.bins, scores=found.scores)
-    _write(main, folder / "scored.parquet")
+    write_parquet(main, folder / "scored.parquet")
     for path in folder.glob("scored_*.part-*.parquet"):
         path.unlink()
     for line in headline(found.figures):
@@ -226,10 +226,3 @@ def _dumped(metrics: dict[str, Metric]) -> dict[str, list]:
 
 def _loaded(metrics: dict[str, list]) -> dict[str, Metric]:
     return {name: _REDUCTIONS[kind](*numbers) for name, (kind, *numbers) in metrics.items()}
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    """Writes beside and renames: a file that is there is whole."""
-    beside = path.with_suffix(".partial")
-    pa.parquet.write_table(table, beside)
-    beside.rename(path)

@@ -19,6 +19,7 @@ from rlaif.config import ExplainerConfig, RoleConfig, UserError
 from rlaif.explanations import usable_or_refuse
 from rlaif.metrics import Metric, Sum, merge, values
 from rlaif.report import Report
+from rlaif.tables import write_parquet
 
 COUNTS = b"counts"
 ROWS_PER_PART = 1024    # rows whose explanations are kept in one file: what a run that is killed loses at most
@@ -48,7 +49,7 @@ async def explain_splits(config: ExplainerConfig, role: RoleConfig, rows: dict[s
         found = {}
         for split, table in rows.items():
             found[split] = await _explain(actors, table, split, config.on_unusable, Path(output_dir), report)
-            _write(found[split], whole[split])
+            write_parquet(found[split], whole[split])
         for path in Path(output_dir).glob("explained_*.part-*.parquet"):
             path.unlink()
         return found
@@ -88,7 +89,7 @@ async def _explain(actors: Sequence, table: pa.Table, split: str, on_unusable: s
             else:
                 explained, counted = await _explain_part(actor, part, start, on_unusable)
                 sums = {name: metric.value for name, metric in counted.items() if isinstance(metric, Sum)}
-                _write(explained.replace_schema_metadata({COUNTS: json.dumps(sums)}), path)
+                write_parquet(explained.replace_schema_metadata({COUNTS: json.dumps(sums)}), path)
                 metrics.append(counted)
             done += part.num_rows
             shown = values(merge(metrics))
@@ -121,10 +122,3 @@ async def _explain_part(actor, part: pa.Table, start: int, on_unusable: str) -> 
         field = JUDGED.field(name)
         part = part.set_column(part.schema.get_field_index(name), field, pa.array(texts, type=field.type))
     return part, metrics
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    """Writes beside and renames: a file that is there is whole."""
-    beside = path.with_suffix(".partial")
-    pa.parquet.write_table(table, beside)
-    beside.rename(path)

@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import environment, store, table_lines  # noqa: E402
 from benchmarks.start_models import minilm_folder, write_causal_start, write_masked_start  # noqa: E402
+from rlaif.tables import write_parquet  # noqa: E402
 
 CONFIGS = Path("configs/reward_quality")
 SEED = 0
@@ -107,9 +108,9 @@ def _explainers(lab: Lab) -> list[Path]:
     data = lab.folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     is_first = _is_first_half(train)
-    _write(train.filter(is_first), data / "esnli_half_ab.parquet")
-    _write(train.filter(pc.invert(is_first)), data / "esnli_half_ba.parquet")
-    _write(dev, data / "esnli_explainer_dev.parquet")
+    write_parquet(train.filter(is_first), data / "esnli_half_ab.parquet")
+    write_parquet(train.filter(pc.invert(is_first)), data / "esnli_half_ba.parquet")
+    write_parquet(dev, data / "esnli_explainer_dev.parquet")
     return [lab.launch("sft", f"esnli_explainer_{half}", f"esnli_explainer_{half}") for half in ("ab", "ba")]
 
 
@@ -127,9 +128,9 @@ def _explain_training_rows(lab: Lab, explainers: Sequence[Path]) -> None:
     is_first = _is_first_half(rows)
     halves = [rows.filter(pc.invert(is_first)), rows.filter(is_first)]      # what each explainer has not seen
     explained = [_explained(half, explainer) for half, explainer in zip(halves, explainers, strict=True)]
-    _write(pa.concat_tables([explained[1], explained[0]]), train)
+    write_parquet(pa.concat_tables([explained[1], explained[0]]), train)
     held_out = pa.parquet.read_table(lab.data / "esnli/dev.parquet", columns=columns)
-    _write(_explained(held_out.slice(0, 2000), explainers[0]), dev)
+    write_parquet(_explained(held_out.slice(0, 2000), explainers[0]), dev)
 
 
 def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
@@ -150,7 +151,7 @@ def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
                             [Slot("verdict", [["yes"], ["maybe"], ["no"]], [1, 0, -1])], 512)
     place = explainer / f"rows_{rows.num_rows}"
     place.mkdir(exist_ok=True)
-    _write(rows, place / "rows.parquet")
+    write_parquet(rows, place / "rows.parquet")
     judged = judged_rows(JudgedDataConfig(path=str(place / "rows.parquet"), kind="nli"), template, "data")
     config = with_sampling(ExplainerConfig(source="model", model=str(explainer.resolve()), max_tokens=40,
                                            template=EXPLAINER_TEMPLATE, engine=EngineConfig(max_model_len=256)))
@@ -178,7 +179,7 @@ def esnli_causal_judge(lab: Lab) -> list[dict[str, Any]]:
         rows = pa.parquet.read_table(lab.data / f"esnli/{split}.parquet").slice(0, size)
         words = [LABEL_WORDS[label] for label in rows["label"].to_pylist()]
         answers = rows.select(["premise", "hypothesis"]).append_column("answer", pa.array(words))
-        _write(answers, data / f"{name}.parquet")
+        write_parquet(answers, data / f"{name}.parquet")
     model = lab.launch("sft", "esnli_causal_judge", "esnli_causal_judge")
     slot = "{name: verdict, classes: [['yes'], [maybe], ['no']], values: [1, 0, -1]}"
     return _esnli_rows(lab, model, "causal LM as judge", f"judge.generative.slot={slot}",
@@ -246,7 +247,7 @@ def preference_causal_judge(lab: Lab) -> list[dict[str, Any]]:
         pairs = [{"prompt": row["prompt"][-400:], "first": row["chosen" if n % 2 else "rejected"][:600],
                   "second": row["rejected" if n % 2 else "chosen"][:600], "answer": "first" if n % 2 else "second"}
                  for n, row in enumerate(rows)]
-        _write(pa.Table.from_pylist(pairs), data / f"{name}.parquet")
+        write_parquet(pa.Table.from_pylist(pairs), data / f"{name}.parquet")
     model = lab.launch("sft", "preference_causal_judge", "preference_causal_judge")
     slot = "{name: choice, kind: pairwise, classes: [[first], [second]]}"
     return _preference_rows(
@@ -288,7 +289,7 @@ def scenes_shipped(lab: Lab) -> list[dict[str, Any]]:
     samples = lab.folder / "data" / "scenes_policy_samples.parquet"
     if not samples.is_file():
         samples.parent.mkdir(parents=True, exist_ok=True)
-        _write(_policy_samples(400 if lab.is_quick else 2000), samples)
+        write_parquet(_policy_samples(400 if lab.is_quick else 2000), samples)
     found = []
     for name, source in (("held-out rows", "scenes:judged-test"), ("start policy's samples", str(samples))):
         data = f"data=[{{path: '{source}', num_rows: {400 if lab.is_quick else 2000}}}]"
@@ -439,12 +440,6 @@ def _merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> lis
     names = ("table", "model", "test", "seed")
     fresh = {tuple(row.get(name) for name in names) for row in new}
     return [row for row in old if tuple(row.get(name) for name in names) not in fresh] + list(new)
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    beside = path.with_suffix(".partial")
-    pa.parquet.write_table(table, beside)
-    beside.rename(path)
 
 
 def main(arguments: Sequence[str]) -> int:

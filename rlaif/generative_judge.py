@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlaif.filling import Field, Fixed, encode_plain, fill, num_fixed_tokens, special_ids
 from rlaif.generative_spec import MARKS, PRINCIPLES, GenerativeSpec, JudgeQuestion, parse
-from rlaif.pairing import both_orders
-from rlaif.reward_model import Scored, Texts
+from rlaif.pairing import both_orders, from_other_side, tie_scores
+from rlaif.reward_model import Scored, Texts, means_by_row
 from rlaif.slot_scoring import combine, entropies, score_margins, slot_probabilities, slot_scores, without_prior
 from rlaif.slots import FIELDS, Slot
 
@@ -103,7 +103,7 @@ def ask(compiled: CompiledQuestion, texts: Texts, *, in_order: bool = False) -> 
                          f"{'none' if texts.others is None else len(texts.others)}; change the slot or the data")
     columns, rows, is_swapped = {name: [] for name in FIELDS}, [], []
     for order in [texts, texts.swapped()] if spec.is_pairwise and not in_order else [texts]:
-        for row, values in _each_question(order):
+        for row, values in order.readings():
             rows.append(row)
             is_swapped.append(order is not texts)
             for name, value in zip(FIELDS, values, strict=True):
@@ -143,15 +143,15 @@ def judge(compiled: CompiledQuestion, questions: Questions, logprobs: Tensor) ->
     prior = None if spec.prior is None else torch.tensor([spec.prior], dtype=torch.float32)
     values = torch.tensor([spec.slot.values], dtype=torch.float32)
     probabilities = slot_probabilities(logits, spec.temperature, prior)
-    scores, centre = slot_scores(probabilities, values), (values[:, 0] + values[:, -1]) / 2
+    scores = slot_scores(probabilities, values)
     if spec.slot.score == "margin":
         logs = torch.log_softmax(without_prior(logits, prior).float() / spec.temperature, -1)
-        scores, centre = score_margins(logs, values, torch.ones_like(values, dtype=torch.bool)), torch.zeros(1)
+        scores = score_margins(logs, values, torch.ones_like(values, dtype=torch.bool))
     num_orders = 1 + any(questions.is_swapped)
     probabilities, scores = (_means(questions, values, num_orders) for values in (probabilities, scores))
     if num_orders == 2:
-        probabilities = (probabilities[0] + probabilities[1].flip(-1)) / 2
-        scores = both_orders(scores[0], scores[1], centre)
+        probabilities = (probabilities[0] + from_other_side(probabilities[1], [spec.slot])) / 2
+        scores = both_orders(scores[0], scores[1], tie_scores([spec.slot]))
     else:
         probabilities, scores = probabilities[0], scores[0]
     return Scored(probabilities, scores, entropies(probabilities), combine(scores, torch.tensor([spec.slot.weight])),
@@ -169,30 +169,8 @@ def label_mass(logprobs: Tensor) -> Tensor:
 def _means(questions: Questions, values: Tensor, num_orders: int) -> Tensor:
     """`[num_orders, N, ...]`, the means of `values` `[M, ...]` over the questions about a row in one order."""
     shape = (num_orders, questions.num_rows)
-    index = torch.tensor([row + shape[1] * is_swapped for row, is_swapped in
-                          zip(questions.rows, questions.is_swapped, strict=True)], dtype=torch.int64)
-    sums = torch.zeros(math.prod(shape), *values.shape[1:]).index_add_(0, index, values)
-    counts = torch.zeros(math.prod(shape)).index_add_(0, index, torch.ones(len(index)))
-    return (sums / counts.view(-1, *[1] * (values.ndim - 1))).view(*shape, *values.shape[1:])
-
-
-def _each_question(texts: Texts) -> list[tuple[int, tuple[str | None, ...]]]:
-    """(row, its values of FIELDS) for each explanation of each row, at least one a row."""
-    columns = {"completions": texts.completions, "explanations": texts.explanations, "others": texts.others,
-               "other_explanations": texts.other_explanations}
-    for name, column in columns.items():
-        if column is not None and len(column) != len(texts):
-            raise ValueError(f"{name} must be one a prompt ({len(texts)}), got {len(column)}; give equal columns")
-        assert not ("explanations" in name and any(isinstance(row, str) for row in column or ())), "lists, not texts"
-    found = []
-    for row in range(len(texts)):
-        mine, theirs = ((list(side[row]) if side is not None else []) or [None]
-                        for side in (texts.explanations, texts.other_explanations))
-        other = None if texts.others is None else texts.others[row]
-        for number in range(max(len(mine), len(theirs))):
-            found.append((row, (texts.prompts[row], texts.completions[row], mine[min(number, len(mine) - 1)], other,
-                                theirs[min(number, len(theirs) - 1)])))
-    return found
+    index = [row + shape[1] * is_swapped for row, is_swapped in zip(questions.rows, questions.is_swapped, strict=True)]
+    return means_by_row(values, index, math.prod(shape)).view(*shape, *values.shape[1:])
 
 
 def _rendered(text: str, question: JudgeQuestion, tokenizer: PreTrainedTokenizerBase, *, has_closing: bool

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["both_orders", "round_robin", "round_robin_means"]
+from rlaif.slots import Slot
+
+__all__ = ["both_orders", "from_other_side", "round_robin", "round_robin_means", "tie_scores"]
 
 
 def both_orders(forward: Tensor, backward: Tensor, centres: Tensor) -> Tensor:
@@ -20,6 +22,19 @@ def both_orders(forward: Tensor, backward: Tensor, centres: Tensor) -> Tensor:
     """
     assert forward.shape == backward.shape and forward.shape[1:] == centres.shape, (forward.shape, centres.shape)
     return (forward + 2 * centres - backward) / 2
+
+
+def tie_scores(slots: Sequence[Slot]) -> Tensor:
+    """Scores `[S]` of a tie in pairwise slots: the middle of the values, or no margin."""
+    return torch.tensor([0.0 if slot.score == "margin" else (slot.values[0] + slot.values[-1]) / 2 for slot in slots])
+
+
+def from_other_side(probabilities: Tensor, slots: Sequence[Slot]) -> Tensor:
+    """Probabilities `[N, S, K]` of pairwise classes as the other completion sees them: each slot's classes reversed."""
+    seen = probabilities.clone()
+    for s, slot in enumerate(slots):
+        seen[:, s, : len(slot.classes)] = probabilities[:, s, : len(slot.classes)].flip(-1)
+    return seen
 
 
 def round_robin(group_ids: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -20,11 +20,12 @@ from transformers import (
 
 from rlaif.bucketing import token_budget_batches
 from rlaif.encoding import Encoded, compile_template, encode
-from rlaif.pairing import both_orders, round_robin, round_robin_means
+from rlaif.pairing import both_orders, from_other_side, round_robin, round_robin_means, tie_scores
 from rlaif.reward_spec import RewardSpec, check_folder, read_spec, remove_spec, spec_content, write_spec
 from rlaif.slot_scoring import check_model, class_logits, combine, entropies, scores_of, slot_probabilities
+from rlaif.slots import FIELDS
 
-__all__ = ["AUTO_CLASSES", "RewardModel", "Scored", "Texts"]
+__all__ = ["AUTO_CLASSES", "RewardModel", "Scored", "Texts", "means_by_row"]
 
 AUTO_CLASSES = {"slot": AutoModelForMaskedLM, "classes": AutoModelForSequenceClassification,
                 "scalar": AutoModelForSequenceClassification}
@@ -42,6 +43,33 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def num_without_explanation(self) -> int:
+        """Rows that lack an explanation; of pairs those that lack one of either side."""
+        sides = [side or [()] * len(self) for side in (self.explanations, self.other_explanations)]
+        if self.others is None:
+            return sum(not mine for mine in sides[0])
+        return sum(not mine or not theirs for mine, theirs in zip(*sides, strict=True))
+
+    def readings(self) -> list[tuple[int, tuple[str | None, ...]]]:
+        """(row, its values of slots.FIELDS) for each explanation of each row, at least one a row."""
+        columns = {"completions": self.completions, "explanations": self.explanations, "others": self.others,
+                   "other_explanations": self.other_explanations}
+        for name, column in columns.items():
+            if column is not None and len(column) != len(self):
+                raise ValueError(f"{name} must be one a prompt ({len(self)}), got {len(column)}; give equal columns")
+            is_text = "explanations" in name and any(isinstance(row, str) for row in column or ())
+            assert not is_text, "a row has a list of explanations, not one text"
+        found = []
+        for row in range(len(self)):
+            mine, theirs = ((list(side[row]) if side is not None else []) or [None]
+                            for side in (self.explanations, self.other_explanations))
+            other = None if self.others is None else self.others[row]
+            for number in range(max(len(mine), len(theirs))):
+                found.append((row, (self.prompts[row], self.completions[row], mine[min(number, len(mine) - 1)], other,
+                                    theirs[min(number, len(theirs) - 1)])))
+        return found
 
     def swapped(self) -> Texts:
         """The same pairs in the other order."""
@@ -118,14 +146,12 @@ class RewardModel:
         """
         if not self.spec.template.is_pairwise:
             return self.score_in_order(texts, max_tokens_per_batch)
+        slots = self.spec.template.slots
         forward = self.score_in_order(texts, max_tokens_per_batch)
         backward = self.score_in_order(texts.swapped(), max_tokens_per_batch)
-        probabilities = (forward.probabilities + self._swap(backward.probabilities)) / 2
-        scores = both_orders(forward.slot_scores, backward.slot_scores, self.centres)
-        sides = _explained(texts.explanations, len(texts)), _explained(texts.other_explanations, len(texts))
-        num_without = 0
-        if self.spec.template.reads_explanations:
-            num_without = sum(mine[0] is None or theirs[0] is None for mine, theirs in zip(*sides, strict=True))
+        probabilities = (forward.probabilities + from_other_side(backward.probabilities, slots)) / 2
+        scores = both_orders(forward.slot_scores, backward.slot_scores, tie_scores(slots))
+        num_without = texts.num_without_explanation if self.spec.template.reads_explanations else 0
         return self._scored(probabilities, scores, max(forward.num_truncated, backward.num_truncated), num_without)
 
     def score_groups(self, texts: Texts, group_ids: Sequence[int], *, max_tokens_per_batch: int) -> Scored:
@@ -136,6 +162,7 @@ class RewardModel:
         """
         if not self.spec.template.is_pairwise:
             return self.score(texts, max_tokens_per_batch=max_tokens_per_batch)
+        slots = self.spec.template.slots
         first, second = round_robin(group_ids)
         explanations = texts.explanations or [()] * len(texts)
         pairs = Texts([texts.prompts[a] for a in first], [texts.completions[a] for a in first],
@@ -143,10 +170,11 @@ class RewardModel:
                       [explanations[b] for b in second])
         found = self.score(pairs, max_tokens_per_batch=max_tokens_per_batch)
         tie = self.compiled.class_mask / self.compiled.class_mask.sum(-1, keepdim=True)
-        probabilities = round_robin_means(found.probabilities, self._swap(found.probabilities), first, second, tie,
-                                          len(texts))
-        scores = round_robin_means(found.slot_scores, 2 * self.centres - found.slot_scores, first, second,
-                                   self.centres, len(texts))
+        probabilities = round_robin_means(found.probabilities, from_other_side(found.probabilities, slots), first,
+                                          second, tie, len(texts))
+        centres = tie_scores(slots)
+        scores = round_robin_means(found.slot_scores, 2 * centres - found.slot_scores, first, second, centres,
+                                   len(texts))
         num_without = sum(not row for row in explanations) if self.spec.template.reads_explanations else 0
         return self._scored(probabilities, scores, found.num_truncated, num_without)
 
@@ -185,55 +213,32 @@ class RewardModel:
         digest.update(json.dumps(rest).encode())
         return digest.hexdigest()[:16]
 
-    @property
-    def centres(self) -> Tensor:
-        """Scores of a tie, `[S]`, in a pairwise template."""
-        return torch.tensor([0.0 if slot.score == "margin" else (slot.values[0] + slot.values[-1]) / 2
-                             for slot in self.spec.template.slots])
-
     def score_in_order(self, texts: Texts, max_tokens_per_batch: int) -> Scored:
         """Scores of the rows in the order their texts are given, a pair in one order only."""
-        sides = _explained(texts.explanations, len(texts)), _explained(texts.other_explanations, len(texts))
-        rows, explanations, other_explanations = [], [], []
-        for row, (mine, theirs) in enumerate(zip(*sides, strict=True)):
-            for number in range(max(len(mine), len(theirs))):
-                rows.append(row)
-                explanations.append(mine[min(number, len(mine) - 1)])
-                other_explanations.append(theirs[min(number, len(theirs) - 1)])
-        encoded = encode(self.compiled, [texts.prompts[row] for row in rows], [texts.completions[row] for row in rows],
-                         explanations, None if texts.others is None else [texts.others[row] for row in rows],
+        readings = texts.readings()
+        rows = [row for row, _ in readings]
+        prompts, completions, explanations, others, other_explanations = (
+            [values[field] for _, values in readings] for field in range(len(FIELDS)))
+        encoded = encode(self.compiled, prompts, completions, explanations, None if texts.others is None else others,
                          other_explanations)
         logits = self.logits(encoded, max_tokens_per_batch)
         template = self.spec.template
-        scores = _means(scores_of(logits, self.compiled, template.temperature, self._prior), rows, len(texts))
+        scores = means_by_row(scores_of(logits, self.compiled, template.temperature, self._prior), rows, len(texts))
         probabilities = torch.zeros(len(texts), scores.shape[1], 0)
         if template.slots:
-            probabilities = _means(slot_probabilities(logits, template.temperature, self._prior), rows, len(texts))
+            probabilities = means_by_row(slot_probabilities(logits, template.temperature, self._prior), rows,
+                                         len(texts))
         num_truncated = len({row for row, is_cut in zip(rows, encoded.is_truncated, strict=True) if is_cut})
-        num_without = sum(side[0] is None for side in sides[0]) if template.reads_explanations else 0
+        without = {row for row, explanation in zip(rows, explanations, strict=True) if explanation is None}
+        num_without = len(without) if template.reads_explanations else 0
         return self._scored(probabilities, scores, num_truncated, num_without)
 
     def _scored(self, probabilities: Tensor, scores: Tensor, num_truncated: int, num_without: int) -> Scored:
         return Scored(probabilities, scores, entropies(probabilities), combine(scores, self.compiled.weights),
                       num_truncated, num_without)
 
-    def _swap(self, probabilities: Tensor) -> Tensor:
-        """Probabilities `[N, S, K]` of pairwise classes as seen from the other side: each slot's classes reversed."""
-        sizes = self.compiled.class_mask.sum(-1, keepdim=True)
-        places = torch.arange(probabilities.shape[-1]).expand(self.compiled.class_mask.shape)
-        reverse = torch.where(places < sizes, sizes - 1 - places, places)
-        return probabilities.gather(-1, reverse.expand_as(probabilities))
 
-
-def _explained(explanations: Sequence[Sequence[str]] | None, num_rows: int) -> list[list[str | None]]:
-    """At least one entry a row: None stands for a row without explanation."""
-    if explanations is None:
-        return [[None]] * num_rows
-    assert not any(isinstance(row, str) for row in explanations), "a row has a list of explanations, not one text"
-    return [list(row) or [None] for row in explanations]
-
-
-def _means(values: Tensor, rows: Sequence[int], num_rows: int) -> Tensor:
+def means_by_row(values: Tensor, rows: Sequence[int], num_rows: int) -> Tensor:
     """`[num_rows, ...]`, the mean of `values` `[M, ...]` over the entries of each row."""
     index = torch.tensor(rows, dtype=torch.int64)
     sums = torch.zeros(num_rows, *values.shape[1:]).index_add_(0, index, values)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rlaif.batch import JUDGED, check
-from rlaif.pairing import both_orders
+from rlaif.pairing import both_orders, from_other_side, tie_scores
 from rlaif.reward_model import Scored, Texts
-from rlaif.slot_scoring import combine
+from rlaif.slot_scoring import combine, entropies
 from rlaif.slots import SlotTemplate
 
 __all__ = ["SCORED_ROWS", "of_both_orders", "one_side_at_a_time", "scored_rows", "texts_of"]
@@ -61,17 +61,12 @@ def of_both_orders(first: Scored, second: Scored, template: SlotTemplate) -> tup
     """Of pairs read as (completion, other) and as (other, completion): the means of both, and the probabilities
     `[N, S, K]` of each order as seen from the completion.
     """
-    sizes = [len(slot.classes) for slot in template.slots]
-    seen = second.probabilities.clone()
-    for s, size in enumerate(sizes):
-        seen[:, s, :size] = second.probabilities[:, s, :size].flip(-1)
-    centres = torch.tensor([0.0 if slot.score == "margin" else (slot.values[0] + slot.values[-1]) / 2
-                            for slot in template.slots])
-    scores = both_orders(first.slot_scores, second.slot_scores, centres)
+    seen = from_other_side(second.probabilities, template.slots)
+    scores = both_orders(first.slot_scores, second.slot_scores, tie_scores(template.slots))
     probabilities = (first.probabilities + seen) / 2
     reward = combine(scores, torch.tensor([float(slot.weight) for slot in template.slots]))
-    entropy = -torch.xlogy(probabilities, probabilities).sum(-1)
-    mean = Scored(probabilities, scores, entropy, reward, max(first.num_truncated, second.num_truncated),
+    mean = Scored(probabilities, scores, entropies(probabilities), reward,
+                  max(first.num_truncated, second.num_truncated),
                   max(first.num_without_explanation, second.num_without_explanation))
     return mean, first.probabilities, seen
 

@@ -74,3 +74,10 @@ def _read_jsonl(path: Path, key: str) -> list[dict]:
                             f"{str(path)!r}")
         rows.append(row)
     return rows
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Writes `table` beside `path` and renames it there: a file that is there is whole."""
+    beside = path.with_suffix(".partial")
+    pa.parquet.write_table(table, beside)
+    beside.rename(path)

@@ -18,6 +18,7 @@ from transformers import (
 
 import rlaif.reward_model
 from rlaif.encoding import encode
+from rlaif.pairing import tie_scores
 from rlaif.reward_model import RewardModel, Texts
 from rlaif.reward_spec import ExplainerReference, RewardSpec
 from rlaif.slot_scoring import class_logits
@@ -373,7 +374,7 @@ PAIRWISE = {"expected": {}, "without": {"without_explanation": "{completion} so 
 def test_swapping_the_two_sides_turns_the_score_round(name):
     model = pairwise_model(**PAIRWISE[name])
     centres = torch.tensor([0.0, 0.0] if name == "margin" else [0.5, 2.0])
-    torch.testing.assert_close(model.centres, centres)
+    torch.testing.assert_close(tie_scores(model.spec.template.slots), centres)
     texts = pairs()
     got, turned = (model.score(part, max_tokens_per_batch=200) for part in (texts, texts.swapped()))
     torch.testing.assert_close(turned.slot_scores, 2 * centres - got.slot_scores, atol=1e-5, rtol=0)
@@ -389,7 +390,7 @@ def test_swapping_the_two_sides_turns_the_score_round(name):
 def test_equal_sides_are_a_tie(name):
     model = pairwise_model(**PAIRWISE[name])
     got = model.score(Texts(["red"], ["so"], [["cat"]], ["so"], [["cat"]]), max_tokens_per_batch=200)
-    torch.testing.assert_close(got.slot_scores, model.centres.unsqueeze(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.slot_scores, tie_scores(model.spec.template.slots).unsqueeze(0), atol=1e-5, rtol=0)
 
 
 def test_both_orders_are_read_and_their_mean_is_taken():
