@@ -15,34 +15,9 @@ from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
-
-class UserError(ValueError):
-    """A mistake of the user's: one line that names the field or file, the rule, the value and the cure."""
-
-
-def require(holds: bool, name: str, rule: str, value: Any) -> None:
-    if not holds:
-        raise UserError(f"{name} must be {rule}, got {value!r}")
-
-
-def positive(config: Any, *names: str) -> None:
-    for name in names:
-        require(0 < getattr(config, name) < math.inf, name, "> 0", getattr(config, name))
-
-
-def not_negative(config: Any, *names: str) -> None:
-    for name in names:
-        require(0 <= getattr(config, name) < math.inf, name, ">= 0", getattr(config, name))
-
-
-def one_of(config: Any, name: str, choices: tuple) -> None:
-    require(getattr(config, name) in choices, name, "one of " + ", ".join(map(str, choices)), getattr(config, name))
-
-
-def rows_or_null(config: Any, *names: str) -> None:
-    for name in names:
-        require(getattr(config, name) is None or getattr(config, name) > 0, name, "> 0 or null", getattr(config, name))
-
+from rlaif.algorithm_config import AlgorithmConfig as AlgorithmConfig
+from rlaif.config_checks import UserError as UserError
+from rlaif.config_checks import not_negative, one_of, positive, require, rows_or_null
 
 DTYPES = ("float32", "bfloat16")
 
@@ -223,28 +198,6 @@ class PromptsConfig:
 
     def __post_init__(self) -> None:
         rows_or_null(self, "num_train", "num_test")
-
-
-@dataclass
-class AlgorithmConfig:
-    """The policy update."""
-
-    advantage: str = "grpo"             # see rlaif.advantages
-    clip_low: float = 0.2               # ratio is kept above 1 - clip_low, 0..1
-    clip_high: float = 0.2              # ratio is kept below 1 + clip_high, >= 0
-    kl_coefficient: float = 0.02        # >= 0; 0 holds no reference model
-    kl_estimator: str = "k3"            # k1 | k2 | k3
-    importance_cap: float | None = 2.0  # truncation of policy / rollout probability, >= 1; null: no weighting
-    num_epochs: int = 1                 # passes over a step's rollouts, >= 1
-    num_minibatches: int = 1            # optimizer steps a pass, >= 1
-
-    def __post_init__(self) -> None:
-        require(0 <= self.clip_low <= 1, "clip_low", "in 0..1", self.clip_low)
-        not_negative(self, "clip_high", "kl_coefficient")
-        one_of(self, "kl_estimator", ("k1", "k2", "k3"))
-        require(self.importance_cap is None or 1 <= self.importance_cap < math.inf, "importance_cap", ">= 1 or null",
-                 self.importance_cap)
-        positive(self, "num_epochs", "num_minibatches")
 
 
 OPTIMIZERS = ("adamw", "muon")
