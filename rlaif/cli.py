@@ -1,4 +1,4 @@
-"""The command line that all launchers share: `<launcher>.py config.yaml [key=value ...]`."""
+"""The command line that all launchers share: `<launcher>.py config.yaml [config.yaml ...] [key=value ...]`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ def main(kind: type[Config], description: str, body: Callable[[Config], None]) -
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override one value, such as seed=1")
+    parser.add_argument("more", nargs="*", metavar="config|key=value",
+                        help="further YAML files, merged in their order, and single values over them, such as seed=1")
     parser.add_argument("--check", action="store_true", help="check configuration and output_dir, then stop")
     arguments = parser.parse_intermixed_args()
     _quiet_libraries()
     try:
-        config = load(kind, arguments.config, arguments.overrides)
+        files = [arguments.config, *filter(_is_file, arguments.more)]
+        config = load(kind, files, [text for text in arguments.more if not _is_file(text)])
         if arguments.check:
             refuse_other_run(config.output_dir, config)
         else:
@@ -44,6 +46,10 @@ def main(kind: type[Config], description: str, body: Callable[[Config], None]) -
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
+
+
+def _is_file(argument: str) -> bool:
+    return "=" not in argument and argument.endswith((".yaml", ".yml"))
 
 
 @contextlib.contextmanager

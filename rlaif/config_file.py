@@ -1,4 +1,4 @@
-"""From a YAML file and `key=value` overrides to a configuration, and back to YAML."""
+"""From YAML files and `key=value` overrides to a configuration, and back to YAML."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ Config = TypeVar("Config")
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
 
 
-def load(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """A `kind` made of its defaults, the YAML at `path` and `key=value` overrides, in that order.
+def load(kind: type[Config], paths: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
+    """A `kind` made of its defaults, one or several YAML files and `key=value` overrides, in that order: what comes
+    later replaces a value (and a whole list), and leaves the rest as it is.
 
     Raises UserError with the whole path of the key: file missing, unknown key (naming the nearest one), wrong type,
     value out of range, a mandatory value not given.
     """
-    path = Path(path)
-    given = [_read(path), *map(_override, overrides)]
+    paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    given = [*map(_read, paths), *map(_override, overrides)]
     try:
         for source in given:
             _refuse_misfits(kind, OmegaConf.to_container(source), "")
         merged = OmegaConf.merge(OmegaConf.structured(kind), *given)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            raise UserError(f"{missing[0]} must be given, got nothing; set it in {path} or as {missing[0]}=...")
+            raise UserError(f"{missing[0]} must be given, got nothing; set it in {paths[0]} or as {missing[0]}=...")
         return _construct(kind, merged, "")
     except OmegaConfBaseException as error:     # a value that refers to another one, as in ${seed}
-        raise UserError(f"{error.full_key or path} must be a value, got: {_first_line(error)}") from error
+        raise UserError(f"{error.full_key or paths[0]} must be a value, got: {_first_line(error)}") from error
 
 
 def resolved_yaml(config: Any) -> str:

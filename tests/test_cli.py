@@ -35,6 +35,19 @@ def test_the_body_gets_the_configuration_of_the_command_line(call):
     assert (seen[0].output_dir, seen[0].seed, seen[0].rollout.group_size) == ("out", 4, 2)
 
 
+def test_further_files_go_over_the_first_and_values_over_all_of_them_wherever_they_stand(call, tmp_path):
+    for name, steps in (("one", 5), ("two", 6)):
+        (tmp_path / f"{name}.yaml").write_text(f"steps: {steps}\nrollout: {{group_size: {steps}}}\n")
+    seen = []
+    assert call(seen.append, str(tmp_path / "one.yaml"), "rollout.group_size=3", str(tmp_path / "two.yaml")) == (0, "")
+    assert (seen[0].output_dir, seen[0].steps, seen[0].rollout.group_size) == ("out", 6, 3)
+
+
+def test_a_further_file_that_is_not_there_and_a_word_that_is_no_override_are_told_apart(call):
+    assert call(None, "algorithm.yaml")[1].startswith("error: config must be a YAML file, got 'algorithm.yaml'; ")
+    assert call(None, "algorithm") == (2, "error: override must be key=value, got 'algorithm'\n")
+
+
 def test_a_mistake_of_the_users_is_one_line_whatever_lines_it_came_in(call):
     assert call(failing(UserError("steps must be > 0,\n  got 0\n"))) == (2, "error: steps must be > 0, got 0\n")
     assert call(failing(ValueError("text must have a slot"))) == (2, "error: text must have a slot\n")

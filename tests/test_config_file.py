@@ -46,6 +46,25 @@ def test_overrides_come_after_the_file_and_the_file_after_the_defaults(tmp_path)
     assert config.rollout.temperature == TrainConfig().rollout.temperature
 
 
+def test_several_files_are_merged_in_their_order_before_the_overrides(small, tmp_path):
+    (tmp_path / "more.yaml").write_text("steps: 9\nrollout: {group_size: 4}\nlearner: {frozen: [a, b]}\n")
+    (tmp_path / "last.yaml").write_text("rollout: {max_tokens: 5}\nlearner: {frozen: [c]}\nseed: 1\n")
+    paths = [small, tmp_path / "more.yaml", tmp_path / "last.yaml"]
+    config = load(TrainConfig, paths, ["seed=2"])
+    assert (config.steps, config.seed, config.output_dir) == (9, 2, "out")
+    assert (config.rollout.group_size, config.rollout.max_tokens) == (4, 5)
+    assert config.learner.frozen == ["c"], "a list is replaced, not joined"
+    assert load(TrainConfig, [paths[2], paths[1], paths[0]]).learner.frozen == ["a", "b"]
+
+
+def test_a_bad_file_among_several_is_named(small, tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(UserError, match=f"config {tmp_path}/list.yaml must hold keys and values, got a list"):
+        load(TrainConfig, [small, tmp_path / "list.yaml"])
+    with pytest.raises(UserError, match=f"config must be a YAML file, got '{tmp_path}/none.yaml'"):
+        load(TrainConfig, [small, tmp_path / "none.yaml"])
+
+
 def test_the_whole_configuration_survives_being_written_and_read(small, tmp_path):
     config = load(TrainConfig, small, ["learner.learning_rate=3.5e-4", "placement.learner.num_actors=3"])
     (tmp_path / "whole.yaml").write_text(resolved_yaml(config))
