@@ -18,6 +18,7 @@ from omegaconf import MISSING
 from rlaif.algorithm_config import AlgorithmConfig as AlgorithmConfig
 from rlaif.config_checks import UserError as UserError
 from rlaif.config_checks import not_negative, one_of, positive, require, rows_or_null
+from rlaif.prompts_config import PromptsConfig as PromptsConfig
 
 DTYPES = ("float32", "bfloat16")
 
@@ -184,22 +185,6 @@ class RewardConfig:
         one_of(self, "compare", COMPARISONS)
 
 
-@dataclass
-class PromptsConfig:
-    """Where prompts come from: "scenes:<table>" (the built-in world) or a .parquet, .jsonl or .csv file."""
-
-    train: str = MISSING
-    test: str = MISSING
-    num_train: int | None = None        # rows to read, > 0; null reads all
-    num_test: int | None = None         # rows to read, > 0; null reads all
-    seed: int = 0                       # of the built-in world
-    prompt_column: str = "prompt"
-    reference_column: str | None = None     # null: no reference answers
-
-    def __post_init__(self) -> None:
-        rows_or_null(self, "num_train", "num_test")
-
-
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -328,6 +313,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         not_negative(self, "seed")
         positive(self, "steps")
+        if self.output_dir != MISSING:      # a whole configuration, not its defaults alone
+            for split in ("test", "train"):
+                self.prompts.sets(split)
 
 
 @dataclass
