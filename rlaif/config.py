@@ -18,6 +18,7 @@ from omegaconf import MISSING
 from rlaif.algorithm_config import AlgorithmConfig as AlgorithmConfig
 from rlaif.config_checks import UserError as UserError
 from rlaif.config_checks import not_negative, one_of, positive, require, rows_or_null
+from rlaif.evaluation_config import EvaluationConfig as EvaluationConfig
 from rlaif.prompts_config import PromptsConfig as PromptsConfig
 
 DTYPES = ("float32", "bfloat16")
@@ -266,18 +267,6 @@ class PlacementConfig:
     def __post_init__(self) -> None:
         one_of(self, "strategy", STRATEGIES)
         positive(self, "ready_timeout_s")
-
-
-@dataclass
-class EvaluationConfig:
-    """Before and after training, on the test prompts, one completion each at the rollout temperature."""
-
-    gold: str | None = None             # "scenes": the exact judge of the built-in world; null: none
-    num_prompts: int = 384              # test prompts, > 0
-
-    def __post_init__(self) -> None:
-        require(self.gold in (None, "scenes"), "gold", "null or scenes", self.gold)
-        positive(self, "num_prompts")
 
 
 @dataclass
