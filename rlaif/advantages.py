@@ -1,4 +1,4 @@
-"""Advantages without a critic: the completions of one prompt, a group, are compared with each other."""
+"""Advantages without a critic: completions are compared with the others of their prompt, a group, or of the batch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlaif.gae import discounted_sums, whiten
 from rlaif.metrics import Mean, Metric
 
-__all__ = ["ADVANTAGES", "dr_grpo", "group_statistics", "grpo", "rloo"]
+__all__ = ["ADVANTAGES", "dr_grpo", "group_statistics", "grpo", "grpo_of_parts", "reinforce", "reinforce_pp",
+           "reinforce_pp_baseline", "rloo"]
 
 
 class _Groups(NamedTuple):
@@ -71,6 +73,72 @@ def rloo(rewards: Tensor, group_index: Tensor) -> Tensor:
     groups = _groups(rewards, group_index)
     scale = groups.size / (groups.size - 1).clamp(min=1)
     return _finish(scale * (groups.rewards - groups.mean), groups, rewards)
+
+
+def grpo_of_parts(parts: Tensor, weights: Tensor, group_index: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Advantages `[N]`: each part of the reward in standard deviations of its group, then added by weight.
+
+        A_i = sum_k w_k (r_ik - mean(r_k)) / (std(r_k) + eps)
+
+    parts: `[N, K]` float, any units; NaN where part k does not judge row i, which is then 0 for that row and no part
+    of the group's mean and deviation. weights: `[K]` float. Otherwise as `grpo`. A part whose values in a group are
+    all equal adds nothing there, however the others differ, and no part drowns another by its scale.
+
+    Source: GDPO (Liu et al. 2026, arXiv 2601.05242). Its last step, normalising over the batch, is `whiten: batch`.
+    """
+    assert parts.ndim == 2 and weights.shape == parts.shape[1:], (parts.shape, weights.shape)
+    total = parts.new_zeros(len(parts))
+    for values, weight in zip(parts.unbind(1), weights, strict=True):
+        judged = ~values.isnan()
+        total[judged] += weight * grpo(values[judged], group_index[judged], eps=eps)
+    return total
+
+
+def reinforce_pp(token_rewards: Tensor, num_tokens: Tensor, *, gamma: float = 1.0, is_counted: Tensor | None = None,
+                 eps: float = 1e-6) -> Tensor:
+    """Advantages `[M]` of every token: the reward to go, normalised over the tokens of the whole batch.
+
+        G_t = sum_{s >= t} gamma^(s - t) r_s,    A_t = (G_t - mean(G)) / (std(G) + eps)
+
+    token_rewards: `[M]` float, flat as in `rlaif.gae`: the reward at a completion's last token, less the KL penalty
+    at every token. num_tokens: `[N]` int64. is_counted: `[M]` bool, tokens that mean and deviation are taken of; None
+    for all.
+
+    Source: REINFORCE++ (Hu et al. 2025, arXiv 2501.03262), its advantage without a baseline.
+    """
+    return whiten(discounted_sums(token_rewards, num_tokens, gamma), is_counted, eps=eps)
+
+
+def reinforce_pp_baseline(rewards: Tensor, group_index: Tensor, *, is_counted: Tensor | None = None,
+                          eps: float = 1e-6) -> Tensor:
+    """Advantages `[N]`: the reward less the mean of its group, in standard deviations of the whole batch.
+
+        A_i = (d_i - mean(d)) / (std(d) + eps),    d_i = r_i - mean(r over the group of i)
+
+    Arguments as in `grpo`; is_counted: `[N]` bool, rows that the batch's mean and deviation are taken of; None for
+    all. A group whose rewards are all equal gets exactly 0, though the batch's mean were not.
+
+    Source: REINFORCE++ (Hu et al. 2025, arXiv 2501.03262), its form with a group baseline.
+    """
+    groups = _groups(rewards, group_index)
+    difference = torch.where(groups.is_equal, 0.0, groups.rewards - groups.mean)
+    return _finish(whiten(difference, is_counted, eps=eps), groups, rewards)
+
+
+def reinforce(rewards: Tensor, baseline: float | None) -> Tensor:
+    """Advantages `[N]`: the reward less a number that does not depend on this batch, in the unit of the reward.
+
+        A_i = r_i - b
+
+    rewards: `[N]` float. baseline: b, the running mean of the rewards of earlier steps; None at the first step, where
+    the mean of the other rows of the batch stands in, and 0 if there are none.
+
+    Source: Williams 1992, Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning.
+    """
+    if baseline is not None:
+        return rewards - baseline
+    others = max(1, len(rewards) - 1)
+    return rewards - (rewards.sum() - rewards) / others
 
 
 # name in the config -> (rewards [N], group_index [N]) -> advantages [N]

@@ -65,7 +65,7 @@ class AlgorithmConfig:
     kl_in: str = "loss"                 # loss | reward
     kl_estimator: str = "k3"            # k1 | k2 | k3
     kl_target: float | None = None      # nats a completion, > 0: the coefficient adapts to reach it; null: fixed
-    kl_horizon: int = 10000             # completions over which the coefficient may grow e-fold at 100 % error, > 0
+    kl_horizon: int = 1000              # completions in which a KL 20 % off or more moves it by a factor exp(0.2), > 0
 
     # The critic of gae: rlaif.value_loss.
     value_coefficient: float = 0.5      # weight of its loss, > 0
@@ -128,6 +128,7 @@ _CHOICES = {
 _TOGETHER: tuple[tuple[str, str, str, tuple], ...] = (
     ("parts", "separate", "advantage", ("grpo",)),          # the others are linear in the reward, or have one return
     ("parts", "separate", "kl_in", ("loss",)),
+    ("parts", "separate", "overlong", ("none", "mask")),    # a penalty's size would be divided out again
     ("advantage", "reinforce_pp", "whiten", ("none",)),     # normalises over the batch itself
     ("advantage", "reinforce_pp_baseline", "whiten", ("none",)),
     ("dynamic_sampling", "resample", "advantage", GROUP_ADVANTAGES),

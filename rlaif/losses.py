@@ -8,36 +8,17 @@ the number of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlaif.metrics import Max, Mean, Metric, Sum
+from rlaif.kl import KL_ESTIMATORS, k3
+from rlaif.masked import measure, only
+from rlaif.metrics import Metric, Sum
 
 __all__ = ["KL_ESTIMATORS", "LossOptions", "policy_loss", "slot_loss", "supervised_loss"]
-
-
-def _k1(log_ratio: Tensor) -> Tensor:
-    return -log_ratio
-
-
-def _k2(log_ratio: Tensor) -> Tensor:
-    return 0.5 * log_ratio**2
-
-
-def _k3(log_ratio: Tensor) -> Tensor:
-    return torch.expm1(log_ratio) - log_ratio
-
-
-# Estimators of KL(policy || reference) per token, in nats, from d = log reference - log policy at a sampled
-# token. Source: Schulman 2020, Approximating KL Divergence; k3 is eq. 4 of DeepSeekMath (arXiv 2402.03300).
-# k1 = -d           unbiased; as a loss its expected gradient is zero on the policy's own samples
-# k2 = d^2 / 2      biased as a value, but its gradient is that of the KL
-# k3 = e^d - d - 1  unbiased and never negative
-KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": _k1, "k2": _k2, "k3": _k3}
 
 
 @dataclass(frozen=True)
@@ -110,9 +91,9 @@ def policy_loss(
     """
     _check_policy_batch(policy_logprobs, advantages, loss_mask, num_global_tokens)
     mask = loss_mask
-    policy = _only(policy_logprobs, mask)
-    proximal = _only(proximal_logprobs, mask).detach()
-    rollout = _only(rollout_logprobs, mask).detach()
+    policy = only(policy_logprobs, mask)
+    proximal = only(proximal_logprobs, mask).detach()
+    rollout = only(rollout_logprobs, mask).detach()
     advantage = advantages.detach().float().unsqueeze(1)
 
     ratio = torch.exp(policy - proximal)
@@ -125,8 +106,8 @@ def policy_loss(
 
     kl = None
     if reference_logprobs is not None:
-        log_ratio = _only(reference_logprobs, mask).detach() - policy
-        kl = _k3(log_ratio.detach())
+        log_ratio = only(reference_logprobs, mask).detach() - policy
+        kl = k3(log_ratio.detach())
         if options.kl_coefficient > 0:
             per_token = per_token + options.kl_coefficient * KL_ESTIMATORS[options.kl_estimator](log_ratio)
     elif options.kl_coefficient > 0:
@@ -145,9 +126,9 @@ def policy_loss(
     if kl is not None:
         means["kl_per_token"] = kl
     if entropy is not None:
-        means["entropy"] = _only(entropy, mask)
+        means["entropy"] = only(entropy, mask)
     maxima = {"max_importance_weight": raw_weight, "max_logprob_gap": (proximal - rollout).abs()}
-    return loss, {"loss": Sum(float(loss.detach())), **_measure(mask, means, maxima)}
+    return loss, {"loss": Sum(float(loss.detach())), **measure(mask, means, maxima)}
 
 
 def supervised_loss(
@@ -166,9 +147,9 @@ def supervised_loss(
         loss_mask.dtype,
     )
     assert num_global_tokens >= 1, f"num_global_tokens must be >= 1, got {num_global_tokens}"
-    nll = -_only(token_logprobs, loss_mask)
+    nll = -only(token_logprobs, loss_mask)
     loss = nll.sum() / num_global_tokens
-    return loss, {"loss": Sum(float(loss.detach())), **_measure(loss_mask, {"nll": nll}, {})}
+    return loss, {"loss": Sum(float(loss.detach())), **measure(loss_mask, {"nll": nll}, {})}
 
 
 def slot_loss(
@@ -202,7 +183,7 @@ def slot_loss(
     loss = nll.sum() / num_global_rows
     is_right = logits.detach().argmax(-1) == labels
     means = {"slot_accuracy": is_right, "slot_nll": nll.view_as(labels)}
-    return loss, {"loss": Sum(float(loss.detach())), **_measure(mask, means, {})}
+    return loss, {"loss": Sum(float(loss.detach())), **measure(mask, means, {})}
 
 
 def _check_policy_batch(
@@ -213,25 +194,3 @@ def _check_policy_batch(
     assert loss_mask.shape == policy_logprobs.shape, (loss_mask.shape, policy_logprobs.shape)
     assert loss_mask.dtype == torch.bool, loss_mask.dtype
     assert num_global_tokens >= 1, f"num_global_tokens must be >= 1, got {num_global_tokens}"
-
-
-def _only(tensor: Tensor, mask: Tensor) -> Tensor:
-    """`tensor` as float32 with 0 where the mask is False; done first, so that NaN reaches no gradient."""
-    assert tensor.shape == mask.shape, (tensor.shape, mask.shape)
-    return torch.where(mask, tensor.float(), 0.0)
-
-
-@torch.no_grad()
-def _measure(mask: Tensor, means: dict[str, Tensor], maxima: dict[str, Tensor]) -> dict[str, Metric]:
-    """Means and maxima over the masked entries; one transfer from the device for all of them."""
-    if not mask.numel():
-        return {name: Mean(0.0, 0) for name in means} | {name: Max(None) for name in maxima}
-    parts = [mask.sum(dtype=torch.float64)]
-    parts += [torch.where(mask, values.double(), 0.0).sum() for values in means.values()]
-    parts += [torch.where(mask, values.double(), -math.inf).max() for values in maxima.values()]
-    count, *numbers = torch.stack(parts).tolist()
-    totals, peaks = numbers[: len(means)], numbers[len(means) :]
-    metrics: dict[str, Metric] = {
-        name: Mean(total, int(count)) for name, total in zip(means, totals, strict=True)
-    }
-    return metrics | {name: Max(peak if count else None) for name, peak in zip(maxima, peaks, strict=True)}
