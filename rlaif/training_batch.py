@@ -1,41 +1,46 @@
-"""From scored rollouts to rows to train on: advantages joined to their rows, in an order that does not depend on
+"""From scored rollouts to rows to train on: those of the groups that were chosen, in an order that does not depend on
 which rollout finished first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
-import torch
+import pyarrow.compute as pc
 
-from rlaif.advantages import ADVANTAGES
-from rlaif.batch import SCORED, TRAINING, check, with_columns
+from rlaif.batch import SCORED, check
 
 ORDER = [("group_id", "ascending"), ("sample", "ascending")]
 
 
-def advantages(summary: pa.Table, estimator: str) -> pa.Table:
-    """group_id, sample and advantages of every row of `summary` (which has group_id, sample, reward), in order."""
-    ordered = summary.sort_by(ORDER)
-    rewards = torch.tensor(ordered["reward"].to_pylist(), dtype=torch.float64)
-    groups = torch.tensor(ordered["group_id"].to_pylist(), dtype=torch.int64)
-    _, index = torch.unique(groups, return_inverse=True)
-    values = ADVANTAGES[estimator](rewards, index)
-    return pa.table({"group_id": ordered["group_id"], "sample": ordered["sample"],
-                     "advantages": pa.array(values.tolist(), pa.float32())})
-
-
-def training_rows(scored: Sequence[pa.Table], advantages: pa.Table) -> pa.Table:
-    """The TRAINING rows named by `advantages`, ordered by group and sample.
-
-    Raises ValueError when a row has no advantage or an advantage has no row: nothing is dropped by a join.
+def chosen_rows(summary: pa.Table, groups: Collection[int]) -> pa.Table:
+    """group_id and sample of the rows of `summary` that are in `groups`, in order: what the driver tells the learners.
     """
-    rows = check(pa.concat_tables(scored), SCORED).sort_by(ORDER)
-    ordered = advantages.sort_by(ORDER)
-    for name in ("group_id", "sample"):
-        if rows[name].to_pylist() != ordered[name].to_pylist():
-            raise ValueError(f"advantages must cover the scored rows one to one, {name} differs: "
-                             f"{rows.num_rows} rows, {ordered.num_rows} advantages")
-    sizes = rows["completion_ids"].combine_chunks().value_lengths().to_pylist()
-    return with_columns(rows.combine_chunks(), TRAINING, {
-        "advantages": ordered["advantages"].to_pylist(), "loss_mask": [[True] * size for size in sizes]})
+    keys = summary.select(["group_id", "sample"])
+    is_chosen = pc.is_in(keys["group_id"], value_set=pa.array(groups, pa.int64()))
+    return keys.filter(is_chosen).sort_by(ORDER).combine_chunks()
+
+
+def training_rows(scored: Sequence[pa.Table], chosen: pa.Table) -> pa.Table:
+    """The SCORED rows that `chosen` (group_id, sample) names, ordered by group and sample; the others are left out.
+
+    Raises ValueError where a row that was chosen is missing, or is there twice.
+    """
+    rows = check(pa.concat_tables(scored), SCORED)
+    wanted = dict.fromkeys(_keys(chosen), 0)
+    found = []
+    for number, key in enumerate(_keys(rows)):
+        if key in wanted:
+            wanted[key] += 1
+            found.append(number)
+    for key, count in wanted.items():
+        if count != 1:
+            raise ValueError(f"chosen rows must be scored once, got {count} of group {key[0]} sample {key[1]}; "
+                             f"{rows.num_rows} rows were scored, {chosen.num_rows} chosen")
+    if len(wanted) != chosen.num_rows:
+        raise ValueError(f"chosen rows must be different, got {chosen.num_rows} of which {len(wanted)} are")
+    return rows.take(pa.array(found, pa.int64())).sort_by(ORDER).combine_chunks()
+
+
+def _keys(rows: pa.Table) -> list[tuple[int, int]]:
+    return list(zip(rows["group_id"].to_pylist(), rows["sample"].to_pylist(), strict=True))
