@@ -64,7 +64,10 @@ SCORED = _extend(
     _field("slot_probabilities", _tokens(pa.float32()), axis="slot classes", role="signal", unit="probability"),
     _field("slot_scores", _tokens(pa.float32()), axis="slots", role="signal"),
     _field("slot_entropy", _tokens(pa.float32()), axis="slots", role="signal", unit="nats"),
+    # What every part of the reward said of the row, as it said it; a part that did not judge the row is absent.
     _field("reward_parts", pa.map_(pa.string(), pa.float32()), axis="row", role="signal"),
+    # The same transformed and gated, without weight, of the parts that are added: see rlaif.rewards.combine.
+    _field("reward_terms", pa.map_(pa.string(), pa.float32()), axis="row", role="signal"),
     _field("reward", pa.float32(), axis="row", role="signal"),
     # What a judge that only watches says; never part of the reward.
     _field("judge_verdicts", pa.map_(pa.string(), pa.float32()), axis="row", role="signal"),
@@ -76,6 +79,15 @@ TRAINING = _extend(
     _field("advantages", pa.float32(), axis="row", role="signal"),
     _field("loss_mask", _tokens(pa.bool_()), axis="completion tokens", role="signal"),
 )
+
+# What parts of the reward say of ROLLOUT rows before they are combined: one row a part and rollout.
+PARTS = pa.schema([
+    _field("group_id", pa.int64(), axis="row", role="identity"),
+    _field("sample", pa.int32(), axis="row", role="identity"),
+    _field("part", pa.string(), axis="row", role="identity"),
+    _field("value", pa.float32(), axis="row", role="signal", nullable=True),         # null: not judged
+    _field("reward_version", pa.string(), axis="row", role="identity"),
+])
 
 # Supervised training: the loss is on completion_ids.
 SUPERVISED = pa.schema([
@@ -95,8 +107,8 @@ JUDGED = pa.schema([
 ])
 
 # What the driver reads of a scored batch; the payload itself stays in the object store.
-SUMMARY_COLUMNS = ("group_id", "sample", "policy_version", "reward", "reward_parts", "judge_verdicts", "finish_reason",
-                   "explanation_finish_reasons", "num_explanation_tokens")
+SUMMARY_COLUMNS = ("group_id", "sample", "policy_version", "reward", "reward_parts", "reward_terms", "judge_verdicts",
+                   "finish_reason", "explanation_finish_reasons", "num_explanation_tokens")
 
 
 def check(table: pa.Table, schema: pa.Schema) -> pa.Table:

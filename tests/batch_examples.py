@@ -9,8 +9,9 @@ ROW = {
     "finish_reason": "stop", "policy_version": 2,
     "explanations": ["because"], "num_explanation_tokens": 2, "explanation_finish_reasons": ["stop"],
     "slot_probabilities": [0.75, 0.25], "slot_scores": [0.75], "slot_entropy": [0.5625],
-    "reward_parts": [("esfp", 0.75)], "judge_verdicts": [("gold", 1.0)],
+    "reward_parts": [("esfp", 0.75)], "reward_terms": [("esfp", 0.75)], "judge_verdicts": [("gold", 1.0)],
     "reward": 0.75, "reward_version": "abcd",
+    "part": "esfp", "value": 0.75,
     "advantages": 0.5, "loss_mask": [True, True, False],
     "other": None, "other_explanations": [], "labels": [1], "preference": -1.0,
 }

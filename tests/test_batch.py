@@ -6,6 +6,7 @@ import pytest
 from rlaif.batch import (
     EXPLAINED,
     JUDGED,
+    PARTS,
     PROMPT,
     ROLLOUT,
     SCORED,
@@ -19,7 +20,7 @@ from rlaif.batch import (
 from tests.batch_examples import ROW, row, table
 
 CHAIN = {"PROMPT": PROMPT, "ROLLOUT": ROLLOUT, "EXPLAINED": EXPLAINED, "SCORED": SCORED, "TRAINING": TRAINING}
-SCHEMAS = CHAIN | {"SUPERVISED": SUPERVISED, "JUDGED": JUDGED}
+SCHEMAS = CHAIN | {"SUPERVISED": SUPERVISED, "JUDGED": JUDGED, "PARTS": PARTS}
 
 
 def unchecked(schema, *rows):
@@ -45,9 +46,9 @@ def test_every_field_says_what_an_entry_stands_for_and_its_role(name):
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_only_the_reference_and_the_other_side_of_a_pair_may_be_null(name):
+def test_only_a_reference_another_side_and_a_part_that_did_not_judge_may_be_null(name):
     for field in SCHEMAS[name]:
-        assert field.nullable == (field.name in ("reference", "other"))
+        assert field.nullable == (field.name in ("reference", "other", "value"))
         if pa.types.is_list(field.type):
             assert not field.type.value_field.nullable
 
