@@ -94,6 +94,13 @@ SUPERVISED = pa.schema([
     _field("prompt_ids", _tokens(pa.int32()), axis="prompt tokens", role="tokens"),
     _field("completion_ids", _tokens(pa.int32()), axis="completion tokens", role="tokens"),
 ])
+# Preference training: two completions of a prompt, the better one first.
+PREFERENCE = pa.schema([
+    _field("prompt_ids", _tokens(pa.int32()), axis="prompt tokens", role="tokens"),
+    _field("chosen_ids", _tokens(pa.int32()), axis="completion tokens", role="tokens"),
+    _field("rejected_ids", _tokens(pa.int32()), axis="completion tokens", role="tokens"),
+])
+
 # Reward training and evaluation: a completion with labels, or a pair with a preference, or both.
 JUDGED = pa.schema([
     _field("prompt", pa.string(), axis="row", role="text"),

@@ -7,6 +7,7 @@ from rlaif.batch import (
     EXPLAINED,
     JUDGED,
     PARTS,
+    PREFERENCE,
     PROMPT,
     ROLLOUT,
     SCORED,
@@ -20,7 +21,7 @@ from rlaif.batch import (
 from tests.batch_examples import ROW, row, table
 
 CHAIN = {"PROMPT": PROMPT, "ROLLOUT": ROLLOUT, "EXPLAINED": EXPLAINED, "SCORED": SCORED, "TRAINING": TRAINING}
-SCHEMAS = CHAIN | {"SUPERVISED": SUPERVISED, "JUDGED": JUDGED, "PARTS": PARTS}
+SCHEMAS = CHAIN | {"SUPERVISED": SUPERVISED, "PREFERENCE": PREFERENCE, "JUDGED": JUDGED, "PARTS": PARTS}
 
 
 def unchecked(schema, *rows):
