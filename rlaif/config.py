@@ -19,10 +19,12 @@ from rlaif.algorithm_config import AlgorithmConfig as AlgorithmConfig
 from rlaif.config_checks import UserError as UserError
 from rlaif.config_checks import not_negative, one_of, positive, require, rows_or_null
 from rlaif.evaluation_config import EvaluationConfig as EvaluationConfig
+from rlaif.learner_config import DTYPES as DTYPES
+from rlaif.learner_config import OPTIMIZERS as OPTIMIZERS
+from rlaif.learner_config import SCHEDULES as SCHEDULES
+from rlaif.learner_config import LearnerConfig as LearnerConfig
+from rlaif.prompts_config import ChatConfig
 from rlaif.prompts_config import PromptsConfig as PromptsConfig
-
-DTYPES = ("float32", "bfloat16")
-
 
 @dataclass
 class ScratchConfig:
@@ -186,41 +188,6 @@ class RewardConfig:
         one_of(self, "compare", COMPARISONS)
 
 
-OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("constant", "linear", "cosine")
-
-
-@dataclass
-class LearnerConfig:
-    """DeepSpeed: how weights are updated. The number of ranks is placement.learner.num_actors."""
-
-    optimizer: str = "adamw"            # adamw | muon (Muon for hidden matrices, AdamW for the rest)
-    learning_rate: float = 1e-4         # > 0
-    adam_learning_rate: float | None = None     # of muon's AdamW part; null takes learning_rate
-    schedule: str = "constant"          # constant | linear | cosine: after warm-up, down to zero
-    warmup_steps: int = 0               # optimizer steps, >= 0
-    weight_decay: float = 0.0           # >= 0
-    beta2: float = 0.95                 # AdamW's second moment, 0..1
-    max_grad_norm: float = 1.0          # > 0
-    zero_stage: int = 0                 # 0 | 1 | 2 | 3
-    offload: bool = False               # optimizer states on the CPU (ZeRO 1-3)
-    micro_batch_tokens: int = 8192      # padded tokens a forward pass, > 0
-    dtype: str = "float32"              # float32 | bfloat16
-    frozen: list[str] = field(default_factory=list)     # parts of names of weights that are not trained
-
-    def __post_init__(self) -> None:
-        one_of(self, "optimizer", OPTIMIZERS)
-        one_of(self, "schedule", SCHEDULES)
-        positive(self, "learning_rate", "max_grad_norm", "micro_batch_tokens")
-        require(self.adam_learning_rate is None or 0 < self.adam_learning_rate < math.inf, "adam_learning_rate",
-                 "> 0 or null", self.adam_learning_rate)
-        not_negative(self, "warmup_steps", "weight_decay")
-        require(0 <= self.beta2 < 1, "beta2", "in [0, 1)", self.beta2)
-        one_of(self, "zero_stage", (0, 1, 2, 3))
-        require(not self.offload or self.zero_stage > 0, "offload", "false with zero_stage 0", self.offload)
-        one_of(self, "dtype", DTYPES)
-
-
 SYNC_BACKENDS = ("shared_memory", "nccl", "ipc")
 
 
@@ -338,6 +305,8 @@ class SftConfig:
     policy: ModelConfig = field(default_factory=ModelConfig)
     data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
     input_template: str = "{prompt}"    # any column of the data as a {field}
+    messages_column: str | None = None  # of lists of {role, content}, in place of input_template; null: plain text
+    chat: ChatConfig = field(default_factory=ChatConfig)
     target_column: str = "completion"
     max_tokens: int = 256               # longest row, input and target, in tokens, > 0
     learner: LearnerConfig = field(default_factory=LearnerConfig)
@@ -349,5 +318,7 @@ class SftConfig:
         not_negative(self, "seed", "checkpoint_every")
         positive(self, "steps", "batch_size", "log_every", "max_tokens")
         fits_scratch(self.policy, "policy", self.max_tokens, "max_tokens")
+        require(self.messages_column is None or self.input_template == "{prompt}", "input_template",
+                "left at {prompt} with messages_column", self.input_template)
         require(self.checkpoint_every % self.log_every == 0, "checkpoint_every",
                 f"a multiple of log_every {self.log_every}", self.checkpoint_every)
