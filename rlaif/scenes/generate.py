@@ -4,6 +4,7 @@
     policy-{train,dev}           prompt, completion; the completion is right in RIGHT_SHARE of the rows
     explainer-{train,dev}        prompt, completion, explanation
     judged-{train,dev,test}      prompt, completion, label
+    pairs-{train,dev}            prompt, chosen, rejected; only chosen is in the relation asked for
 
 Train, dev and test share no premise: the hash of a premise says which of them it is in. A prompts table has
 no premise twice and asks for the three relations in turn. A longer table begins with the rows of a shorter.
@@ -153,11 +154,20 @@ def _judged(rng: Random, split: str) -> Iterator[dict[str, str]]:
         yield {"prompt": prompt, "completion": completion, "label": judge(prompt, completion).label}
 
 
+def _pairs(rng: Random, split: str) -> Iterator[dict[str, str]]:
+    while True:
+        premise, asked = draw_premise(rng, split), rng.choice(RELATIONS)
+        chosen = draw_hypothesis(rng, premise, asked)
+        rejected = draw_hypothesis(rng, premise, _other_relation(rng, asked))
+        yield {"prompt": write_prompt(asked, premise), "chosen": write(chosen), "rejected": write(rejected)}
+
+
 _TABLES: dict[str, Callable[[Random, str], Iterator[dict[str, str]]]] = {
     "prompts-train": _prompts, "prompts-dev": _prompts, "prompts-test": _prompts,
     "policy-train": _policy, "policy-dev": _policy,
     "explainer-train": _explainer, "explainer-dev": _explainer,
     "judged-train": _judged, "judged-dev": _judged, "judged-test": _judged,
+    "pairs-train": _pairs, "pairs-dev": _pairs,
 }
 TABLES: tuple[str, ...] = tuple(_TABLES)
 

@@ -38,6 +38,7 @@ def test_columns(tables: Tables) -> None:
         "policy": ["prompt", "completion"],
         "explainer": ["prompt", "completion", "explanation"],
         "judged": ["prompt", "completion", "label"],
+        "pairs": ["prompt", "chosen", "rejected"],
     }
     for name, table in tables.items():
         assert len(table) == NUM
@@ -59,6 +60,13 @@ def test_prompts_are_unique_and_ask_in_turn(tables: Tables, split: str) -> None:
     table = tables[f"prompts-{split}"]
     assert len(premises(table)) == NUM
     assert [row["relation"] for row in table[:6]] == [*RELATIONS, *RELATIONS]
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_of_a_pair_only_the_chosen_one_is_right_and_both_are_sentences(tables: Tables, split: str) -> None:
+    for row in tables[f"pairs-{split}"]:
+        assert judge(row["prompt"], row["chosen"]).label == "yes"
+        assert judge(row["prompt"], row["rejected"]).label == "no"
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
@@ -97,7 +105,7 @@ def test_splits_share_no_premise_and_tables_few(tables: Tables) -> None:
         by_split[split] |= premises(table)
     assert by_split["train"].isdisjoint(by_split["dev"] | by_split["test"])
     assert by_split["dev"].isdisjoint(by_split["test"])
-    assert len(by_split["train"]) > 0.98 * 4 * NUM
+    assert len(by_split["train"]) > 0.98 * 5 * NUM
 
 
 def test_premises_leave_room_for_all_three_relations(tables: Tables) -> None:
