@@ -14,6 +14,7 @@ COLUMNS = ("prompt", "messages", "reference", "source", "id")
 JUDGE_READS = ("conversation", "last_user")
 PREFERENCES = ("none", "bounds", "middle")
 TOO_LONG = ("refuse", "drop")
+RESERVED = ("conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message")
 
 
 @dataclass
@@ -37,6 +38,9 @@ class PromptSourceConfig:
             require(name in COLUMNS, "columns", f"a mapping of {', '.join(COLUMNS)} only", name)
         require(not {"prompt", "messages"} <= self.columns.keys(), "columns", "of prompt or messages, not both",
                 self.columns)
+        for name in ("subset", "revision"):
+            require(getattr(self, name) is None or self.path.startswith("hub:"), name,
+                    "null unless path is hub:<owner>/<name>", getattr(self, name))
         positive(self, "weight")
         rows_or_null(self, "num_rows")
 
@@ -54,7 +58,8 @@ class ChatConfig:
         one_of(self, "judge_reads", JUDGE_READS)
         require(self.system is None or bool(self.system.strip()), "system", "text or null", self.system)
         for name in self.template_options:
-            require(isinstance(name, str), "template_options", "a mapping of names", name)
+            require(isinstance(name, str) and name not in RESERVED, "template_options",
+                    f"a mapping of names other than {', '.join(RESERVED)}", name)
 
 
 @dataclass
