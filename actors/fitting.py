@@ -20,6 +20,7 @@ from actors.learner import LearnerSpec
 from actors.placement import Placement, Roles, refuse_too_large, within
 from rlaif.cli import working
 from rlaif.config import RoleConfig, SftConfig
+from rlaif.dpo_config import DpoConfig
 from rlaif.metrics import merge, values
 from rlaif.report import Report, write_json
 from rlaif.reward_config import EvaluateConfig, RewardTrainConfig
@@ -28,13 +29,14 @@ from rlaif.versions import versions
 
 READY_TIMEOUT_S = 300.0
 CHECKPOINTS, BEST, TOKENIZER = "checkpoints", "best", "start_tokenizer"
-_HIGHER_IS_BETTER = {"loss": False, "slot_accuracy": True, "pair_accuracy": True}
+_HIGHER_IS_BETTER = {"loss": False, "slot_accuracy": True, "pair_accuracy": True, "preference_accuracy": True}
 _SHOWN = ("loss", "nll", "slot_accuracy", "slot_nll", "pair_accuracy", "pair_nll", "rating_error", "masked_lm_nll",
-          "grad_norm")
+          "preference_accuracy", "implicit_reward_margin", "grad_norm")
 
 
 @contextlib.contextmanager
-def run_folder(config: SftConfig | RewardTrainConfig | EvaluateConfig, stages: Sequence[Roles]) -> Iterator[Report]:
+def run_folder(config: SftConfig | DpoConfig | RewardTrainConfig | EvaluateConfig, stages: Sequence[Roles]
+               ) -> Iterator[Report]:
     """Ray, the run's folder and its report around a training; at the end marks the run complete, and drops what served
     to resume. `stages`: the roles of each part of the run, one after the other; refused where they do not fit."""
     where = connect()
@@ -58,7 +60,7 @@ def run_folder(config: SftConfig | RewardTrainConfig | EvaluateConfig, stages: S
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How a training goes; the fields are those of SftConfig and RewardTrainConfig."""
+    """How a training goes; the fields are those of SftConfig, DpoConfig and RewardTrainConfig."""
 
     output_dir: str
     seed: int

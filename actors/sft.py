@@ -15,7 +15,7 @@ from rlaif.config import SftConfig
 from rlaif.model_checks import check_context
 from rlaif.models import absolute, load_tokenizer, refuse_incomplete, word_tokenizer
 from rlaif.run_folder import refuse_other_run
-from rlaif.supervision import batches, supervised_rows, supervised_texts
+from rlaif.supervision import batches, is_chat, supervised_rows, supervised_texts
 
 
 def run_sft(config: SftConfig) -> None:
@@ -23,14 +23,15 @@ def run_sft(config: SftConfig) -> None:
     if refuse_other_run(config.output_dir, config):
         print(f"{config.output_dir} is complete; nothing to do", flush=True)
         return
-    texts = {split: supervised_texts(config, split) for split in ("train", "dev")}
-    if config.policy.model is None:
-        tokenizer = word_tokenizer((f"{a} {b}" for part in texts.values() for a, b in part), masked=False)
-    else:
+    tokenizer = None
+    if config.policy.model is not None:
         refuse_incomplete(config.policy.model, "policy.model")
         tokenizer = load_tokenizer(config.policy.model)
         check_context(config.policy.model, config.max_tokens, "max_tokens")
-    rows = {split: supervised_rows(part, tokenizer, config.max_tokens, f"data.{split}")
+    texts = {split: supervised_texts(config, split, tokenizer) for split in ("train", "dev")}
+    if tokenizer is None:
+        tokenizer = word_tokenizer((f"{a} {b}" for part in texts.values() for a, b in part), masked=False)
+    rows = {split: supervised_rows(part, tokenizer, config.max_tokens, f"data.{split}", is_templated=is_chat(config))
             for split, part in texts.items()}
     train = rows["train"]
     with run_folder(config, [{"learner": config.placement}]) as report:

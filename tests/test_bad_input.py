@@ -12,16 +12,18 @@ import pytest
 import ray
 import yaml
 
-from actors import evaluating, fitting, reward_training, run, sft
+from actors import dpo, evaluating, fitting, reward_training, run, sft
 from rlaif import scenes
 from rlaif.cli import main
 from rlaif.config import SftConfig, TrainConfig
+from rlaif.dpo_config import DpoConfig
 from rlaif.models import load_tokenizer
 from rlaif.reward_config import EvaluateConfig, RewardTrainConfig
 from tests.conftest import REASON
 
 ROOT = Path(__file__).parent.parent
 LAUNCHERS = {"train": (TrainConfig, run.run_training), "sft": (SftConfig, sft.run_sft),
+             "dpo": (DpoConfig, dpo.run_dpo),
              "train_reward": (RewardTrainConfig, reward_training.run_reward_training),
              "evaluate": (EvaluateConfig, evaluating.run_evaluation)}
 
@@ -54,6 +56,9 @@ class Command:
                       "prompts": {"train": str(self.prompts), "test": "scenes:prompts-test", "num_test": 4},
                       "evaluation": {"gold": "scenes"}},
             "sft": {"data": {"train": write_rows(folder / "rows.jsonl", "policy-train"), "dev": "scenes:policy-dev",
+                             "num_dev": 4}},
+            "dpo": {"policy": {"model": str(self.causal)}, "max_tokens": 200,
+                    "data": {"train": write_rows(folder / "pairs.jsonl", "pairs-train"), "dev": "scenes:pairs-dev",
                              "num_dev": 4}},
             "train_reward": {"data": {"train": [{"path": str(self.judged)}],
                                       "dev": [{"path": "scenes:judged-dev", "num_rows": 4}]},
@@ -147,6 +152,14 @@ def test_the_configuration_that_the_other_tests_spoil_is_right(command, launcher
         ("train", "policy.model=null", "policy.model must be a Hugging Face name or folder, got null"),
         ("train", "rollout.engine.max_model_len=300", "rollout.engine.max_model_len must be at most the 256 tokens "),
         ("sft", "max_tokens=300", "max_tokens must be at most policy.scratch.max_positions 256, got 300"),
+        ("sft", "chat.wrap_prompts=true", "policy.model must name a chat model with messages_column or chat.wrap_"),
+        ("dpo", "max_tokens=300", "max_tokens must be at most the 256 tokens that "),
+        ("dpo", "max_tokens=20", "data.train must fit into max_tokens = 20, got 6 longer rows, first row 0 with "),
+        ("dpo", "policy.model=null", "policy.model must be a Hugging Face name or folder, got null: preferences are "),
+        ("dpo", "rejected_column=worse", "data.train must have the column 'worse', got ['chosen', 'prompt', "),
+        ("dpo", "chat.wrap_prompts=true", "tokenizer must have a chat template for the messages of data.train, got "),
+        ("train", "evaluation.export=best", "evaluation.select_by must be given with export = best, got null; "),
+        ("train", "evaluation.stop.patience=0", "evaluation.stop.patience must be > 0 or null, got 0"),
         ("sft", "input_template='{prompt} {note}'", "data.train must have the column 'note', got ['completion', "),
         ("train", "seed", "override must be key=value, got 'seed'"),
         ("sft", "input_template={prompt}: {note}", "override must be key=value with a value in YAML, got "),

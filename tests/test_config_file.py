@@ -5,20 +5,23 @@ import yaml
 
 from rlaif.config import SftConfig, TrainConfig, UserError
 from rlaif.config_file import config_hash, load, resolved_yaml
+from rlaif.dpo_config import DpoConfig
 from rlaif.reward_config import EvaluateConfig, RewardTrainConfig
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+ALGORITHMS = sorted(ROOT.glob("configs/algorithms/*.yaml"))      # which go over a run's own file
+CONFIGS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(ALGORITHMS))
 SMALL = "output_dir: out\nprompts: {train: a.jsonl, test: b.jsonl}\nreward: {model: folder}\n"
 DATA = "output_dir: out\ndata: {train: [{%s}], dev: [{path: b.jsonl}]}\n"
 SLOTS = DATA % "path: a.jsonl" + "template: {slots: [{%s}]}\n"
 
 
 def kind_of(path):
-    """What a configuration is of, by the one section that no other kind has."""
+    """What a configuration is of, by the one section that no other kind has, or else by its name."""
     given = yaml.safe_load(path.read_text())
     sections = {"judge": EvaluateConfig, "template": RewardTrainConfig, "prompts": TrainConfig}
-    return next((kind for section, kind in sections.items() if section in given), SftConfig)
+    usual = DpoConfig if "dpo" in path.name else SftConfig
+    return next((kind for section, kind in sections.items() if section in given), usual)
 
 
 @pytest.fixture
@@ -33,8 +36,16 @@ def test_every_configuration_that_is_shipped_loads(path, monkeypatch):
     assert load(kind_of(path), path).output_dir.startswith("outputs/")
 
 
+@pytest.mark.parametrize("path", ALGORITHMS, ids=lambda path: path.stem)
+def test_every_algorithm_that_is_shipped_goes_over_the_quickstart(path):
+    quickstart = ROOT / "configs" / "quickstart.yaml"
+    config, plain = load(TrainConfig, [quickstart, path]), load(TrainConfig, quickstart)
+    assert config.output_dir == plain.output_dir and config.learner == plain.learner
+
+
 def test_there_are_configurations_of_every_kind_to_load():
-    assert {kind_of(path) for path in CONFIGS} == {EvaluateConfig, RewardTrainConfig, SftConfig, TrainConfig}
+    assert {kind_of(path) for path in CONFIGS} == {DpoConfig, EvaluateConfig, RewardTrainConfig, SftConfig,
+                                                      TrainConfig}
 
 
 def test_overrides_come_after_the_file_and_the_file_after_the_defaults(tmp_path):

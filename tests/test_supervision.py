@@ -6,6 +6,7 @@ import pytest
 from rlaif.batch import SUPERVISED, check
 from rlaif.config import SftConfig, SupervisedDataConfig, UserError
 from rlaif.models import word_tokenizer
+from rlaif.prompts_config import ChatConfig
 from rlaif.supervision import batches, supervised_rows, supervised_texts
 
 ROWS = [{"prompt": "red {cat}", "completion": "so", "note": "n0"},
@@ -46,6 +47,41 @@ def test_a_bad_input_template_is_refused(config, template, message):
     with pytest.raises(UserError) as caught:
         supervised_texts(config, "train")
     assert str(caught.value).startswith(message)
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer():
+    found = word_tokenizer(["red cat dog so it is system user assistant { }"], masked=False)
+    found.chat_template = ("{% for m in messages %}<bos> {{ m['role'] }} {{ m['content'] }} {% endfor %}"
+                           "{% if add_generation_prompt %}<bos> assistant{% endif %}")
+    return found
+
+
+def test_a_prompt_or_messages_go_through_the_chat_template(config, chat_tokenizer, tmp_path):
+    config.chat = ChatConfig(wrap_prompts=True, system="is")
+    assert supervised_texts(config, "train", chat_tokenizer)[1] == (
+        "<bos> system is <bos> user dog <bos> assistant", "it is")
+    turns = [{"role": "user", "content": "dog"}, {"role": "assistant", "content": "so"},
+             {"role": "user", "content": "cat"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"turns": turns, "completion": "it is"}))
+    config.chat, config.messages_column = ChatConfig(), "turns"
+    texts = supervised_texts(config, "train", chat_tokenizer)
+    assert texts == [("<bos> user dog <bos> assistant so <bos> user cat <bos> assistant", "it is")]
+    row = supervised_rows(texts, chat_tokenizer, 20, "data.train", is_templated=True).to_pylist()[0]
+    assert chat_tokenizer.convert_ids_to_tokens(row["prompt_ids"]) == texts[0][0].split()
+
+
+def test_messages_that_cannot_be_used_are_named_with_their_row(config, chat_tokenizer, tokenizer, tmp_path):
+    good = {"turns": [{"role": "user", "content": "dog"}], "completion": "so"}
+    bad = good | {"turns": [*good["turns"], {"role": "assistant", "content": "so"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(bad))
+    config.messages_column = "turns"
+    with pytest.raises(UserError, match=r"^data.train column 'turns' must end before the assistant's turn, .*; row 1 "):
+        supervised_texts(config, "train", chat_tokenizer)
+    with pytest.raises(UserError, match=r"^tokenizer must have a chat template for the messages of data.train, got "):
+        supervised_texts(config, "train", tokenizer)
+    with pytest.raises(UserError, match=r"^policy.model must name a chat model with messages_column or chat.wrap"):
+        supervised_texts(config, "train")
 
 
 def test_the_loss_is_on_the_target_and_its_end(tokenizer):

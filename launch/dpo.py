@@ -1,0 +1,16 @@
+"""Trains a policy on pairs of completions: `python launch/dpo.py configs/scenes_dpo.yaml [key=value ...]`."""
+
+import sys
+
+from rlaif.cli import main
+from rlaif.dpo_config import DpoConfig
+
+
+def body(config: DpoConfig) -> None:
+    from actors.dpo import run_dpo  # seconds of imports: a mistake in the configuration is told before
+
+    run_dpo(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(DpoConfig, __doc__, body))
