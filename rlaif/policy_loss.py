@@ -86,9 +86,9 @@ def policy_loss(batch: PolicyBatch, options: PolicyLossOptions) -> tuple[Tensor,
         importance = sg(exp(proximal - rollout)), at level sequence of the sum over the row;
                      truncate: at most importance_cap; mask: 0 outside importance_floor..importance_cap; none: 1
 
-    The gradient of a sequence's ratio is taken token by token, sg(ratio) exp(policy - sg(policy)), which is that of
-    the ratio itself where the advantage is one number a row, and well defined where it is not. A product asks for one
-    advantage a row.
+    A sequence's ratio takes its gradient token by token, as sg(ratio) exp(policy - sg(policy)). That is the gradient of
+    the ratio itself where advantage and importance are one number a row; where they are not, each token keeps its own.
+    A product asks for one advantage a row.
 
     A log-probability that is wild at a masked-in token (NaN, or so far off that exp overflows where nothing clips)
     makes the loss NaN or inf: it is left to be seen rather than clamped. A ratio that overflows where it is clipped
@@ -161,8 +161,9 @@ def _clipped(policy: Tensor, log_ratio: Tensor, advantages: Tensor, options: Pol
     The minimum over ratio and clipped ratio bounds the ratio on one side only: above where A > 0, below where A < 0,
     and there the dual clip bounds it above. Bounding the logarithm keeps an overflow out of the gradient.
     """
-    upper = torch.where(advantages < 0, _log(options.dual_clip), math.log1p(options.clip_high))
-    lower = torch.where(advantages < 0, _log(1 - options.clip_low), -math.inf)
+    wants_less = advantages < 0
+    upper = torch.full_like(log_ratio, math.log1p(options.clip_high)).masked_fill(wants_less, _log(options.dual_clip))
+    lower = torch.full_like(log_ratio, -math.inf).masked_fill(wants_less, _log(1 - options.clip_low))
     is_clipped = (log_ratio > upper) | (log_ratio < lower)
     bound = torch.minimum(torch.maximum(log_ratio.detach(), lower), upper)
     return -torch.exp(torch.where(is_clipped, bound, log_ratio)) * advantages, is_clipped & (advantages != 0)

@@ -51,11 +51,9 @@ def value_loss(batch: ValueBatch, *, value_clip: float | None) -> tuple[Tensor, 
     error = (values - returns) ** 2
     is_clipped = torch.zeros_like(mask)
     if value_clip is not None:
-        near = old + (values - old).clamp(-value_clip, value_clip)
-        held = (near.detach() - returns) ** 2
-        is_clipped = held > error
-        # Where `near` is not clipped it is V, up to rounding: the plain error, so that the gradient is whole.
-        is_clipped &= (values - old).abs() > value_clip
+        held = (old + (values - old).clamp(-value_clip, value_clip) - returns).detach() ** 2
+        # Within reach, `held` is the plain error up to rounding. Worded for a NaN to count, and so to be seen.
+        is_clipped = ~(held <= error) & ~((values - old).abs() <= value_clip)
         error = torch.where(is_clipped, held, error)
     weights = batch.token_weights.detach().to(error.dtype).unsqueeze(1)
     loss = 0.5 * torch.where(mask, error * weights, 0.0).sum()
