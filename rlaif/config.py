@@ -26,6 +26,7 @@ from rlaif.learner_config import LearnerConfig as LearnerConfig
 from rlaif.prompts_config import ChatConfig
 from rlaif.prompts_config import PromptsConfig as PromptsConfig
 
+
 @dataclass
 class ScratchConfig:
     """A small model built from nothing, with a word-level tokenizer learnt from the training text."""
