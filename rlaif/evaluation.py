@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-# In the order of the table that closes a run.
-SHOWN = ("reward", "gold", "kl", "completion_tokens", "fluent", "max_logprob_gap")
+# These come first in the table that closes a run; the rest follows as it was measured.
+FIRST = ("reward", "gold", "kl", "completion_tokens", "fluent", "max_logprob_gap")
 
 
-def evaluation_values(summary: Mapping[str, Any], drift: Mapping[str, float]) -> dict[str, float]:
-    """The figures of an evaluation that are there, in the order of the table."""
-    everything = {**summary, **drift}
-    return {name: float(everything[name]) for name in SHOWN if name in everything}
+def evaluation_figures(means: Mapping[str, float], drift: Mapping[str, float], completions: Sequence[str], mode: str
+                       ) -> dict[str, float]:
+    """The figures of one evaluation by name, in the order of the table; greedy ones with greedy_ before the name.
+
+    means: of rlaif.figures. drift: how far the policy is from its engine and its start; nothing where that was not
+    measured. A part of the reward that is all of it is not told twice.
+    """
+    parts = [name for name in means if name.startswith("part_")]
+    if len(parts) == 1 and means[parts[0]] == means["reward"]:
+        means = {name: value for name, value in means.items() if name != parts[0]}
+    found = {**means, **drift, "identical_share": identical_share(completions)}
+    order = [name for name in FIRST if name in found] + [name for name in found if name not in FIRST]
+    prefix = "" if mode == "sampled" else f"{mode}_"
+    return {prefix + name: float(found[name]) for name in order}
 
 
 def identical_share(completions: Sequence[str]) -> float:

@@ -1,4 +1,5 @@
-"""What the user sees and what a run leaves behind: console lines, metrics.jsonl, TensorBoard, samples, summary."""
+"""What the user sees and what a run leaves behind: console lines, metrics.jsonl, evaluations.jsonl, TensorBoard,
+samples, summary."""
 
 from __future__ import annotations
 
@@ -12,13 +13,16 @@ from typing import Any, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 
+METRICS_FILE, EVALUATIONS_FILE = "metrics.jsonl", "evaluations.jsonl"
+
+
 class Report:
     """One run's console and files under `output_dir`."""
 
     def __init__(self, output_dir: str | Path, stream: TextIO | None = None) -> None:
         self.folder = Path(output_dir)
         self._stream = stream or sys.stdout
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(self.folder / "tensorboard"))
 
     def say(self, text: str) -> None:
@@ -32,15 +36,23 @@ class Report:
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
 
+    def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes the figures on held-out prompts after `step` to evaluations.jsonl, and to TensorBoard as test/..."""
+        with (self.folder / EVALUATIONS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | dict(figures)) + "\n")
+        for name, value in figures.items():
+            self._board.add_scalar(f"test/{name}", value, step)
+
     def rewind(self, step: int) -> None:
         """Forgets the numbers of steps after `step`: a run that is taken up again writes them anew."""
         self._metrics.close()
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line may have been cut short when the run was killed.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
-        self._metrics = path.open("a", encoding="utf-8")
+        for path in (self.folder / METRICS_FILE, self.folder / EVALUATIONS_FILE):
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+            # A line may have been cut short when the run was killed.
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            if kept != lines:
+                path.write_text("".join(kept), encoding="utf-8")
+        self._metrics = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
         self._board.close()
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
@@ -62,11 +74,19 @@ def stage_lines(step: int, num_steps: int, values: Mapping[str, Any]) -> list[st
         ("explain", _explain_line(values)),
         ("score", f"{values['num_rollouts']:d} rewards, {values['slot_inputs_cut']:.0f} inputs cut, "
                   f"{values['judged_without_explanation']:.0f} without explanation"),
-        ("learn", f"{values['num_rollouts']:d} rows, {values['equal_reward_group_share']:.0%} of groups equal, "
-                  f"gradient norm {values['grad_norm']:.2f}"),
+        ("learn", f"{values['num_trained']:d} rows, {values['equal_reward_group_share']:.0%} of groups equal"
+                  f"{_replaced(values)}, gradient norm {values['grad_norm']:.2f}"),
         ("sync", f"weights {values['policy_version']:d} {values['checksum'][:8]}"),
     )
     return lines + [f"  {name:<8}{values[f'{name}_s']:6.2f} s  {text}" for name, text in stages]
+
+
+def _replaced(values: Mapping[str, Any]) -> str:
+    """What became of groups with equal rewards where they are replaced."""
+    if "num_replaced_groups" not in values:
+        return ""
+    return (f" ({values['num_replaced_groups']:d} replaced in {values['num_resampling_rounds']:d} rounds, "
+            f"{values['num_equal_groups_kept']:d} kept)")
 
 
 def _explain_line(values: Mapping[str, Any]) -> str:

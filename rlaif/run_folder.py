@@ -16,6 +16,7 @@ from rlaif.config import UserError
 from rlaif.config_file import resolved_yaml
 
 CONFIG_FILE, DONE_FILE = "config.yaml", "done"
+METRICS_FILE, EVALUATIONS_FILE = "metrics.jsonl", "evaluations.jsonl"
 
 
 def refuse_other_run(output_dir: str, config: Any) -> bool:
@@ -70,7 +71,8 @@ def claim(output_dir: str, config: Any, *, anew: bool = True) -> None:
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if anew:
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        for name in (METRICS_FILE, EVALUATIONS_FILE):
+            (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     (folder / CONFIG_FILE).write_text(resolved_yaml(config), encoding="utf-8")
 

@@ -1,11 +1,27 @@
-from rlaif.evaluation import SHOWN, evaluation_values, identical_share
+from rlaif.evaluation import FIRST, evaluation_figures, identical_share
+
+MEANS = {"reward": 0.5, "part_esfp": 0.25, "part_length": 1, "gold": 1, "completion_tokens": 9.5}
 
 
-def test_the_figures_that_are_there_come_in_the_order_of_the_table():
-    found = evaluation_values({"gold": 1, "reward": 0.5, "num_rollouts": 9}, {"max_logprob_gap": 1e-6, "kl": 0.25})
-    assert list(found.items()) == [("reward", 0.5), ("gold", 1.0), ("kl", 0.25), ("max_logprob_gap", 1e-6)]
+def test_the_figures_come_in_the_order_of_the_table_and_the_rest_behind():
+    found = evaluation_figures(MEANS, {"max_logprob_gap": 1e-6, "kl": 0.25}, ["a", "b"], "sampled")
+    assert list(found.items()) == [
+        ("reward", 0.5), ("gold", 1.0), ("kl", 0.25), ("completion_tokens", 9.5), ("max_logprob_gap", 1e-6),
+        ("part_esfp", 0.25), ("part_length", 1.0), ("identical_share", 0.0)]
     assert all(isinstance(value, float) for value in found.values())
-    assert list(evaluation_values(dict.fromkeys(SHOWN, 0), {})) == list(SHOWN)
+    everything = dict.fromkeys(reversed(FIRST), 0.0)
+    assert list(evaluation_figures(everything, {}, [], "sampled")) == [*FIRST, "identical_share"]
+
+
+def test_greedy_figures_have_names_of_their_own():
+    assert evaluation_figures({"reward": 0.5, "gold": 1.0}, {}, ["a", "a"], "greedy") == {
+        "greedy_reward": 0.5, "greedy_gold": 1.0, "greedy_identical_share": 1.0}
+
+
+def test_the_only_part_of_a_reward_is_not_told_twice():
+    assert "part_esfp" not in evaluation_figures({"reward": 0.5, "part_esfp": 0.5}, {}, [], "sampled")
+    weighted = evaluation_figures({"reward": 0.5, "part_esfp": 0.25}, {}, [], "sampled")
+    assert weighted["part_esfp"] == 0.25
 
 
 def test_texts_that_differ_only_in_outer_blanks_are_the_same_answer():

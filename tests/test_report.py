@@ -8,7 +8,7 @@ from rlaif.report import Report, Stopwatch, before_after_table, sample_lines, st
 
 VALUES = {
     "reward": 0.5, "gold": 0.25, "fluent": 1.0, "kl_per_token": 0.125, "max_logprob_gap": 1e-6,
-    "completion_tokens": 10.5,
+    "completion_tokens": 10.5, "num_trained": 12,
     "step_s": 2.0, "num_rollouts": 16, "num_completion_tokens": 168, "num_cut": 1, "explanation_tokens": 30.25,
     "num_explanations": 48.0, "explanations_cut": 2.0, "explanations_failed": 0.0, "explanations_empty": 0.0,
     "slot_inputs_cut": 3.0, "judged_without_explanation": 2.0, "equal_reward_group_share": 0.5, "grad_norm": 1.5,
@@ -25,7 +25,7 @@ def test_a_step_is_shown_stage_by_stage():
         "  rollout   0.50 s  16 completions, 168 tokens, 1 cut",
         "  explain   0.75 s  48 explanations, 30.2 tokens each, 2 cut",
         "  score     0.25 s  16 rewards, 3 inputs cut, 2 without explanation",
-        "  learn     1.00 s  16 rows, 50% of groups equal, gradient norm 1.50",
+        "  learn     1.00 s  12 rows, 50% of groups equal, gradient norm 1.50",
         "  sync      0.12 s  weights 7 01234567",
     ]
 
@@ -33,6 +33,12 @@ def test_a_step_is_shown_stage_by_stage():
 def test_figures_that_a_run_does_not_have_are_left_out_of_the_headline():
     values = {name: value for name, value in VALUES.items() if name not in ("gold", "fluent", "kl_per_token")}
     assert stage_lines(1, 9, values)[0] == "step 1/9  reward 0.500  gap 1e-06  length 10.5  2.00 s"
+
+
+def test_groups_that_were_replaced_are_told_where_the_run_replaces_them():
+    values = VALUES | {"num_replaced_groups": 5, "num_resampling_rounds": 3, "num_equal_groups_kept": 1}
+    assert stage_lines(1, 9, values)[4] == (
+        "  learn     1.00 s  12 rows, 50% of groups equal (5 replaced in 3 rounds, 1 kept), gradient norm 1.50")
 
 
 def test_explanations_that_are_missing_are_shown_where_there_are_some():
@@ -106,6 +112,21 @@ def test_a_run_that_is_taken_up_again_keeps_the_numbers_up_to_its_checkpoint(tmp
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("reward")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_evaluations_have_one_object_each_in_a_file_of_their_own(tmp_path):
+    report = Report(tmp_path, io.StringIO())
+    assert not (tmp_path / "evaluations.jsonl").exists(), "a run without evaluations has no file of them"
+    for step in (0, 5, 10):
+        report.evaluation(step, {"reward": 0.25 * step, "greedy_gold": 0.5})
+    report.rewind(5)
+    report.close()
+    lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert lines == [{"step": step, "reward": 0.25 * step, "greedy_gold": 0.5} for step in (0, 5)]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert sorted(board.Tags()["scalars"]) == ["test/greedy_gold", "test/reward"]
+    assert [(event.step, event.value) for event in board.Scalars("test/reward")] == [(0, 0.0), (5, 1.25)]
 
 
 def test_tensorboard_shows_the_numbers_of_every_step(tmp_path):

@@ -32,6 +32,7 @@ def test_what_an_unfinished_attempt_left_is_begun_anew(folder, tmp_path):
     claim(folder, config(folder))
     run = tmp_path / "outputs" / "run"
     (run / "metrics.jsonl").write_text("{}\n")
+    (run / "evaluations.jsonl").write_text("{}\n")
     (run / "tensorboard").mkdir()
     claim(folder, config(folder))
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
