@@ -12,8 +12,7 @@ from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
-
-METRICS_FILE, EVALUATIONS_FILE = "metrics.jsonl", "evaluations.jsonl"
+from rlaif.run_folder import EVALUATIONS_FILE, METRICS_FILE
 
 
 class Report:
