@@ -16,7 +16,7 @@ from rlaif.config_checks import UserError
 
 # Names that people give to the splits of a data set.
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "eval", "test", "testing", "holdout", "heldout")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,6 @@ def read_saved(folder: Path, part: Part, key: str) -> pa.Table:
 def read_hub(name: str, part: Part, key: str) -> pa.Table:
     """The rows of the data set `name` ("owner/name", or a folder laid out like one) of the hub, which is kept in the
     Hugging Face cache. Raises UserError, one line, where it cannot be had."""
-    if not _HUB_NAME.fullmatch(name) and not Path(name).is_dir():
-        raise UserError(f"{key} must be hub:<owner>/<name>, got {'hub:' + name!r}; a folder is named by its path alone")
     import datasets  # seconds, and needed for such data only
 
     try:

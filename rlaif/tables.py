@@ -3,6 +3,7 @@ starts."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pyarrow.parquet
 
 from rlaif import scenes
 from rlaif.config_checks import UserError
-from rlaif.data_sets import Part, folder_files, is_saved, read_hub, read_saved
+from rlaif.data_sets import HUB_NAME, Part, folder_files, is_saved, read_hub, read_saved
 
 SCENES = "scenes:"
 HUB = "hub:"
@@ -45,12 +46,13 @@ class Table:
         return f"row {row} of {name!r}"
 
 
-def read_rows(source: str, *, columns: Sequence[str], num_rows: int | None, seed: int, key: str) -> list[dict]:
+def read_rows(source: str, *, columns: Sequence[str], num_rows: int | None, seed: int, key: str,
+              part: Part | None = None) -> list[dict]:
     """The first `num_rows` rows (null: all) of `source`, each with the text `columns` and whatever else it has.
 
-    `source` and `key` are as in `read_table`. Raises UserError too for a missing column and for a null, naming the row.
+    The arguments are as in `read_table`. Raises UserError too for a missing column and for a null, naming the row.
     """
-    table = read_table(source, columns=columns, num_rows=num_rows, seed=seed, key=key)
+    table = read_table(source, columns=columns, num_rows=num_rows, seed=seed, key=key, part=part)
     for number, row in enumerate(table.rows):
         for column in columns:
             if column not in row:
@@ -79,7 +81,10 @@ def read_table(source: str, *, columns: Sequence[str], num_rows: int | None, see
     if source.startswith(SCENES):
         found = [(source, _scenes_rows(source, num_rows, seed, key))]
     elif source.startswith(HUB):
-        found = [(source, reading.rows(read_hub(source.removeprefix(HUB), part, key), source))]
+        name = source.removeprefix(HUB)
+        if not HUB_NAME.fullmatch(name):
+            raise UserError(f"{key} must be {HUB}<owner>/<name>, got {source!r}; a folder is named by its path alone")
+        found = [(source, reading.rows(read_hub(name, part, key), source))]
     elif path.is_dir() and is_saved(path):
         found = [(source, reading.rows(read_saved(path, part, key), source))]
     else:
@@ -148,6 +153,16 @@ class _Reading:
 
 
 def _csv_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    limit = csv.field_size_limit(1 << 30)
+    try:    # pyarrow takes a quote that nobody closes for one cell that holds the rest of the file
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.reader(lines, strict=True)
+            for _ in reader:
+                pass
+    except csv.Error as error:
+        raise pa.ArrowInvalid(f"{error} in line {reader.line_num}") from error
+    finally:
+        csv.field_size_limit(limit)
     return pa.csv.read_csv(
         path, parse_options=pa.csv.ParseOptions(newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(column_types={name: pa.string() for name in columns}))

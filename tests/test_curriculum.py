@@ -57,5 +57,5 @@ def test_a_restored_curriculum_is_the_same_to_the_last_bit():
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_is_refused(reward):
-    with pytest.raises(ValueError, match="reward must be finite, got .* for prompt 4"):
+    with pytest.raises(ValueError, match=r"reward must be finite, got .* for prompt 4"):
         Curriculum(BOUNDS).observe(4, reward)

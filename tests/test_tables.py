@@ -7,7 +7,8 @@ import pytest
 
 from rlaif import scenes
 from rlaif.config import UserError
-from rlaif.tables import DEFAULT_NUM_ROWS, read_rows
+from rlaif.data_sets import Part
+from rlaif.tables import DEFAULT_NUM_ROWS, read_rows, read_table
 
 ROWS = [{"prompt": "red, \"blue\"", "note": "so"}, {"prompt": "a line\u2028and another", "note": "é\x85"}]
 
@@ -49,7 +50,8 @@ def test_the_built_in_world_is_drawn_from_the_seed():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("nothing.jsonl", None, "must be a file or scenes:<table>, got '{path}', which is not there"),
+        ("nothing.jsonl", None, "must be a file or scenes:<table>, got '{path}', which is not there; a folder and "
+                                "hub:<owner>/<name> are read too"),
         ("rows.txt", "a", "must end in one of .parquet, .csv, .jsonl, got '{path}'"),
         ("rows.jsonl", "", "must hold rows, got none in '{path}'"),
         ("rows.jsonl", "\n\n", "must hold rows, got none in '{path}'"),
@@ -64,6 +66,9 @@ def test_the_built_in_world_is_drawn_from_the_seed():
         ("rows.csv", "", "must be readable as .csv, got '{path}': Empty CSV file"),
         ("rows.csv", "prompt\na\nb,c\n",
          "must be readable as .csv, got '{path}': CSV parse error: Expected 1 columns, got 2: b,c"),
+        ("rows.csv", "prompt,prompt\na,b\n", "must have columns of different names, got 'prompt' twice in '{path}'"),
+        ("rows.csv", 'prompt\na\n"b\nc\n', "must be readable as .csv, got '{path}': unexpected end of data in line 4"),
+        ("rows.csv", 'prompt\n"a\nb"c\n', "must be readable as .csv, got '{path}': ',' expected after '\"' in line 3"),
         ("rows.parquet", "no parquet", "must be readable as .parquet, got '{path}': "),
     ],
 )
@@ -75,6 +80,65 @@ def test_a_bad_source_is_refused_by_file_and_place(tmp_path, name, text, message
         read(path)
     assert str(caught.value).startswith("prompts.train " + message.replace("{path}", str(path)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_that_is_cut_short_is_refused(tmp_path):
+    path = write(tmp_path, ".parquet", ROWS)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"^prompts.train must be readable as .parquet, got '.*rows.parquet': "):
+        read(path)
+
+
+def test_text_of_a_csv_stays_the_text_it_is_whatever_it_looks_like(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,note,rating\n007,1e3,4.5\ntrue,NA,2\n"two\nlines, quoted",2024-01-01,3\n')
+    rows = read(path, ("prompt", "note"))
+    assert [row["prompt"] for row in rows] == ["007", "true", "two\nlines, quoted"]
+    assert [row["note"] for row in rows] == ["1e3", "NA", "2024-01-01"]
+    assert [row["rating"] for row in rows] == [4.5, 2.0, 3.0]       # what is not asked for as text is what it looks like
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    for name, text in (("rows.jsonl", '{"prompt": "a"}\n'), ("rows.csv", "prompt\na\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert read(tmp_path / name) == [{"prompt": "a"}]
+
+
+def test_lines_behind_the_rows_that_are_asked_for_are_not_read(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\nno JSON\n')
+    assert read(tmp_path / "rows.jsonl", num_rows=2) == [{"prompt": "a"}, {"prompt": "b"}]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_only_the_columns_that_are_asked_for_are_read_where_that_is_wanted(tmp_path, suffix):
+    path = str(write(tmp_path, suffix, ROWS))
+    options = {"num_rows": None, "seed": 0, "key": "prompts.train", "is_narrow": True}
+    assert read_table(path, columns=["note", "note"], **options).rows == [{"note": row["note"]} for row in ROWS]
+    with pytest.raises(UserError) as caught:
+        read_table(path, columns=["note", "text"], **options)
+    assert str(caught.value) == (f"prompts.train must have the column 'text', got ['note', 'prompt'] in '{path}'; map "
+                                 "it in the config")
+
+
+def test_a_row_of_a_folder_is_named_by_its_own_file_and_its_place_there(tmp_path):
+    for name, texts in (("part-1.jsonl", ["a", "b"]), ("part-2.jsonl", ["c"])):
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    table = read_table(str(tmp_path), columns=["prompt"], num_rows=None, seed=0, key="prompts.train")
+    assert [row["prompt"] for row in table.rows] == ["a", "b", "c"]
+    assert [table.place(number) for number in range(3)] == [
+        (str(tmp_path / "part-1.jsonl"), 0), (str(tmp_path / "part-1.jsonl"), 1), (str(tmp_path / "part-2.jsonl"), 0)]
+    assert table.where(1) == f"row 1 of '{tmp_path}/part-1.jsonl'"
+    (tmp_path / "part-2.jsonl").write_text('{"prompt": null}\n')
+    with pytest.raises(UserError, match=r"column 'prompt' must hold text, got None in row 0 of '.*part-2.jsonl'"):
+        read(tmp_path)
+    assert [row["prompt"] for row in read(tmp_path, num_rows=2)] == ["a", "b"]
+
+
+def test_a_file_has_no_splits(tmp_path):
+    path = str(write(tmp_path, ".jsonl", ROWS))
+    with pytest.raises(UserError, match=r"^data.dev must be a folder or of the hub to have splits, got '.*' with split "
+                                        r"'test'$"):
+        read_rows(path, columns=[], num_rows=None, seed=0, key="data.dev", part=Part("test"))
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
