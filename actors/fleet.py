@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -13,82 +13,87 @@ from actors.gang import Gang
 from actors.judges import start_judges
 from actors.learner import LearnerSpec
 from actors.placement import Placement
+from actors.pool import Pool
+from actors.reward_functions import RewardFunctionActor
 from actors.rollout import RolloutActor
 from rlaif.config import ExplainerConfig, RoleConfig, TrainConfig
-from rlaif.judges import Judge
-from rlaif.losses import LossOptions
 from rlaif.objectives import PolicyOptions
+from rlaif.preflight import Checked
+from rlaif.rewards.plan import JudgePart, RewardPlan
 from rlaif.weights import version_label
 
 
-def roles(config: TrainConfig, explainer: ExplainerConfig) -> dict[str, RoleConfig]:
-    """Every role of the run, in bundle order; no explainers where the complete `explainer` asks for none."""
+def roles(config: TrainConfig, explainer: ExplainerConfig, plan: RewardPlan) -> dict[str, RoleConfig]:
+    """Every role of the run, in bundle order: no explainers where the complete `explainer` asks for none, and of the
+    judges and reward functions those that `plan` needs."""
     placement = config.placement
-    found = {"rollout": placement.rollout, "explainer": placement.explainer, "slot": placement.slot,
-             "learner": placement.learner}
-    if explainer.source == "none":
-        del found["explainer"]
-    return found
+    found = {"rollout": placement.rollout}
+    if explainer.source != "none":
+        found["explainer"] = placement.explainer
+    found |= {judge_role(judge): judge.placement or placement.slot for judge in plan.judges}
+    if not plan.is_plain:
+        found["functions"] = placement.functions
+    return found | {"learner": placement.learner}
 
 
-def learner_spec(config: TrainConfig) -> LearnerSpec:
+def judge_role(judge: JudgePart) -> str:
+    """The role of a judge: slot for the one of `reward`, judge_<name> for one with a place of its own."""
+    return "slot" if judge.placement is None else f"judge_{judge.name}"
+
+
+def learner_spec(config: TrainConfig, plan: RewardPlan) -> LearnerSpec:
     """What the learners of `config` train."""
     algorithm = config.algorithm
-    loss = LossOptions(clip_low=algorithm.clip_low, clip_high=algorithm.clip_high,
-                       importance_cap=algorithm.importance_cap, kl_coefficient=algorithm.kl_coefficient,
-                       kl_estimator=algorithm.kl_estimator)
     assert config.policy.model is not None
     return LearnerSpec(
         model=config.policy, tokenizer=config.policy.model, learner=config.learner, seed=config.seed,
         total_steps=config.steps * algorithm.num_epochs * algorithm.num_minibatches,
-        objective=PolicyOptions(loss, config.rollout.temperature), num_epochs=algorithm.num_epochs,
-        num_minibatches=algorithm.num_minibatches)
-
-
-class Pool:
-    """Equal actors that share work: each call goes to the one with the least in flight, counted in rows."""
-
-    def __init__(self, actors: Sequence[Any]) -> None:
-        self.actors = list(actors)
-        self._in_flight = [0] * len(self.actors)
-
-    def take(self, num_rows: int) -> tuple[int, Any]:
-        index = min(range(len(self.actors)), key=self._in_flight.__getitem__)
-        self._in_flight[index] += num_rows
-        return index, self.actors[index]
-
-    def give_back(self, index: int, num_rows: int) -> None:
-        self._in_flight[index] -= num_rows
+        objective=PolicyOptions(algorithm, config.rollout.temperature, config.rollout.max_tokens, plan.weights))
 
 
 class Fleet:
-    """Handles of all actors of a run. `explainer` is the complete explainer configuration."""
+    """Handles of all actors of a run. What it is made of was found by rlaif.preflight."""
 
-    def __init__(self, config: TrainConfig, explainer: ExplainerConfig, judge: Judge) -> None:
-        self.config = config
-        role = roles(config, explainer)
+    def __init__(self, config: TrainConfig, checked: Checked) -> None:
+        self.config, self.plan = config, checked.plan
+        role = roles(config, checked.explainer, checked.plan)
         timeout_s = config.placement.ready_timeout_s
         self._placement = Placement(role, config.placement.strategy, timeout_s)
         options = self._placement.options
         # The learners are asked first: they take longest to be ready.
-        self.learners = Gang(learner_spec(config), self._placement, role["learner"].num_actors)
+        self.learners = Gang(learner_spec(config, checked.plan), self._placement, role["learner"].num_actors)
         self.rollouts = [
             RolloutActor.options(**options("rollout", index)).remote(
                 config.policy.model, config.rollout, config.sync, role["rollout"].num_gpus, config.seed)
             for index in range(role["rollout"].num_actors)]
         self.explainers = Pool([
             ExplainerActor.options(**options("explainer", index)).remote(
-                explainer, role["explainer"].num_gpus, config.seed)
+                checked.explainer, role["explainer"].num_gpus, config.seed)
             for index in range(role["explainer"].num_actors)] if "explainer" in role else [])
-        self.slots = Pool(start_judges(
-            judge, config.reward, config.reward.engine, self._placement, "slot", role["slot"],
-            gold=config.evaluation.gold, on_unusable=explainer.on_unusable, seed=config.seed))
+        self.judges = [Pool(self._start_judges(part, checked, role)) for part in checked.plan.judges]
+        self.functions = Pool([
+            RewardFunctionActor.options(**options("functions", index)).remote(
+                checked.plan, config.evaluation.gold, timeout_s)
+            for index in range(role["functions"].num_actors)] if "functions" in role else [])
 
-    async def ready(self) -> None:
-        """Returns when every actor answers. Raises TimeoutError naming the roles that do not in ready_timeout_s."""
-        waiting = {asyncio.ensure_future(self.learners.join()): "learner"}
-        for role, actors in (("rollout", self.rollouts), ("explainer", self.explainers.actors),
-                             ("slot", self.slots.actors)):
+    def _start_judges(self, part: JudgePart, checked: Checked, role: Mapping[str, RoleConfig]) -> list[Any]:
+        name = judge_role(part)
+        # One judge asks gold, as its verdicts are all the same.
+        gold = self.config.evaluation.gold if part is self.plan.judges[0] else None
+        return start_judges(checked.judges[part.name], part.reward, part.reward.engine, self._placement, name,
+                            role[name], part=part.name, gold=gold, on_unusable=checked.explainer.on_unusable,
+                            seed=self.config.seed)
+
+    async def ready(self) -> str:
+        """Returns when every actor answers: in words what the learners have to say of how they read rows, or "".
+
+        Raises TimeoutError naming the roles that do not answer in ready_timeout_s.
+        """
+        joined = asyncio.ensure_future(self.learners.join())
+        waiting: dict[asyncio.Future, str] = {joined: "learner"}
+        judges = [(judge_role(part), pool.actors) for part, pool in zip(self.plan.judges, self.judges, strict=True)]
+        for role, actors in (("rollout", self.rollouts), ("explainer", self.explainers.actors), *judges,
+                             ("functions", self.functions.actors)):
             waiting |= {asyncio.ensure_future(_wait(actor)): f"{role}-{index}" for index, actor in enumerate(actors)}
         timeout_s = self.config.placement.ready_timeout_s
         done, late = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
@@ -104,6 +109,7 @@ class Fleet:
             num_workers = len(self.rollouts) * self.config.rollout.engine.tensor_parallel_size
             await asyncio.wait_for(
                 self.learners.open_channel(self.config.sync.backend, self.rollouts, num_workers), timeout_s)
+        return joined.result()
 
     async def sync(self, version: int) -> str:
         """Brings the learners' weights to every rollout engine as `version`; returns the checksum they hold.

@@ -44,24 +44,24 @@ class JudgeActor(Protocol):
 
 
 def start_judges(judge: Judge, config: RewardConfig, engine: EngineConfig, placement: Placement, name: str,
-                 role: RoleConfig, *, gold: str | None = None, on_unusable: str = "without", seed: int = 0
-                 ) -> list[Any]:
+                 role: RoleConfig, *, part: str = "esfp", gold: str | None = None, on_unusable: str = "without",
+                 seed: int = 0) -> list[Any]:
     """Handles of role.num_actors JudgeActors in the bundles of role `name`; they may not be ready yet.
 
-    engine: of a generative judge. gold: the judge that only watches beside the reward, in `score`. on_unusable: what
-    `score` does with a row none of whose explanations is usable.
+    engine: of a generative judge. What only `score` asks for: part, the name of what it says in reward_parts; gold, the
+    judge that only watches beside the reward; on_unusable, what becomes of a row none of whose explanations is usable.
     """
     handles: list[Any] = []
     for index in range(role.num_actors):
         options = placement.options(name, index)
         if judge.kind == "gold":
-            handles.append(GoldJudgeActor.options(**options).remote(judge, gold))
+            handles.append(GoldJudgeActor.options(**options).remote(judge, part, gold))
         elif judge.kind == "generative":
             asked = GenerativeJudgeActor.options(**options).remote(judge.generative, engine, role.num_gpus, seed)
             beside = options | {"name": f"{name}-{index}-batches", "num_cpus": 0, "num_gpus": 0}
-            handles.append(GenerativeRewardActor.options(**beside).remote(asked, judge, gold, on_unusable))
+            handles.append(GenerativeRewardActor.options(**beside).remote(asked, judge, part, gold, on_unusable))
         else:
-            handles.append(SlotActor.options(**options).remote(config, gold, on_unusable, judge))
+            handles.append(SlotActor.options(**options).remote(config, gold, on_unusable, judge, part))
     return handles
 
 
@@ -84,8 +84,8 @@ async def _version(actor: Any) -> str:
 class _Batches:
     """From a batch to what a judge reads, and from what it said to a scored batch."""
 
-    def __init__(self, judge: Judge, gold: str | None, on_unusable: str) -> None:
-        self._judge, self._on_unusable = judge, on_unusable
+    def __init__(self, judge: Judge, part: str, gold: str | None, on_unusable: str) -> None:
+        self._judge, self._part, self._on_unusable = judge, part, on_unusable
         self._gold = GOLD[gold] if gold else None
 
     def texts(self, batch: pa.Table) -> tuple[pa.Table, Texts]:
@@ -97,15 +97,15 @@ class _Batches:
 
     def scored(self, batch: pa.Table, texts: Texts, scored: Scored, version: str) -> Scores:
         verdicts = self._gold(texts.prompts, texts.completions) if self._gold is not None else {}
-        return scored_batch(batch, scored, self._judge.template, verdicts, self._judge.kind, version)
+        return scored_batch(batch, scored, self._judge.template, verdicts, self._part, version)
 
 
 @ray.remote(allow_out_of_order_execution=True)
 class GoldJudgeActor:
     """A JudgeActor: the exact judge of rlaif.gold as the reward. Learns nothing, sees no explanations."""
 
-    def __init__(self, judge: Judge, gold: str | None) -> None:
-        self._name, self._batches = judge.model, _Batches(judge, gold, "without")
+    def __init__(self, judge: Judge, part: str, gold: str | None) -> None:
+        self._name, self._batches = judge.model, _Batches(judge, part, gold, "without")
 
     def ready(self) -> None:
         pass
@@ -129,8 +129,8 @@ class GenerativeRewardActor:
     A pairwise judge compares a batch's completions with the prompts' references.
     """
 
-    def __init__(self, asked: Any, judge: Judge, gold: str | None, on_unusable: str) -> None:
-        self._asked, self._batches = asked, _Batches(judge, gold, on_unusable)
+    def __init__(self, asked: Any, judge: Judge, part: str, gold: str | None, on_unusable: str) -> None:
+        self._asked, self._batches = asked, _Batches(judge, part, gold, on_unusable)
         self._version: str | None = None
 
     async def ready(self) -> None:

@@ -41,10 +41,14 @@ class RolloutActor:
         """Meets the sender of a direct backend (nccl, ipc)."""
         await self._engine.open(init_info)
 
-    async def generate(self, prompts: pa.Table, group_size: int, seed: int, groups_per_batch: int
-                       ) -> AsyncIterator[pa.Table]:
-        """ROLLOUT batches of `groups_per_batch` whole groups (the last may be smaller), as they finish."""
-        groups = [asyncio.create_task(self._group(prompt, group_size, seed))
+    async def generate(self, prompts: pa.Table, group_size: int, seed: int, groups_per_batch: int,
+                       is_greedy: bool = False) -> AsyncIterator[pa.Table]:
+        """ROLLOUT batches of `groups_per_batch` whole groups (the last may be smaller), as they finish.
+
+        is_greedy: at temperature 0, where logprobs say nothing of the policy that is trained.
+        """
+        temperature = 0.0 if is_greedy else self._config.temperature
+        groups = [asyncio.create_task(self._group(prompt, group_size, seed, temperature))
                   for prompt in check(prompts, PROMPT).to_pylist()]
         finished: list[dict] = []
         count = 0
@@ -59,11 +63,11 @@ class RolloutActor:
             for task in groups:
                 task.cancel()
 
-    async def _group(self, prompt: dict, group_size: int, seed: int) -> list[dict]:
+    async def _group(self, prompt: dict, group_size: int, seed: int, temperature: float) -> list[dict]:
         # The version at submission: in synchronous training no sync comes between.
-        version, config = self._version, self._config
+        version, max_tokens = self._version, self._config.max_tokens
         answers = await asyncio.gather(*(
-            self._engine.generate(prompt["prompt_ids"], max_tokens=config.max_tokens, temperature=config.temperature,
+            self._engine.generate(prompt["prompt_ids"], max_tokens=max_tokens, temperature=temperature,
                                   seed=content_seed(seed, prompt["group_id"], sample), with_logprobs=True,
                                   cache_salt=str(version))
             for sample in range(group_size)))

@@ -15,15 +15,16 @@ import ray
 
 from actors.cluster import connect
 from actors.fleet import Fleet, roles
-from actors.gang import Gang
-from actors.loop import export_folder, train
+from actors.held_out import HeldOut, best_folder
+from actors.loop import Trained, train
 from actors.placement import refuse_too_large
 from rlaif.cli import working
 from rlaif.config import TrainConfig
 from rlaif.memory import PeakMemory
 from rlaif.models import absolute
 from rlaif.preflight import Checked, check_train
-from rlaif.report import Report, Stopwatch, write_json
+from rlaif.prompts import PromptStream, in_order
+from rlaif.report import Report, Stopwatch, before_after_table, write_json
 from rlaif.run_folder import claim, finish, refuse_other_run
 from rlaif.versions import versions
 
@@ -38,14 +39,14 @@ def run_training(config: TrainConfig) -> None:
     asked, config = config, with_absolute_paths(config)     # actors may run in another folder
     where = connect()
     try:
-        refuse_too_large(roles(config, checked.explainer), ray.cluster_resources())
+        refuse_too_large(roles(config, checked.explainer, checked.plan), ray.cluster_resources())
         claim(config.output_dir, asked)
         with contextlib.closing(Report(config.output_dir)) as report:
             report.say(f"{where}; results go to {config.output_dir}")
             with working(), PeakMemory() as memory:
-                figures = asyncio.run(_train(
+                trained = asyncio.run(_train(
                     config, checked, report, watch, lambda: time.process_time() - memory.cpu_s))
-            summary = _summary(config, figures, watch, memory.peak_gb)
+            summary = _summary(config, trained, len(checked.test_rows), watch, memory.peak_gb)
             write_json(Path(config.output_dir) / "summary.json", summary)
             report.say(f"policy: {export_folder(config.output_dir)}   summary: {config.output_dir}/summary.json   "
                        f"{watch.total:.0f} s in all, {memory.peak_gb:.1f} GB at the peak")
@@ -63,37 +64,57 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 async def _train(config: TrainConfig, checked: Checked, report: Report, watch: Stopwatch,
-                 driver_clock: Callable[[], float]) -> dict[str, Any]:
+                 driver_clock: Callable[[], float]) -> Trained:
     started = time.perf_counter()
-    fleet = Fleet(config, checked.explainer, checked.judge)
+    fleet = Fleet(config, checked)
     try:
-        await fleet.ready()
+        remark = await fleet.ready()
         watch.add("start", time.perf_counter() - started)
-        counts = ", ".join(f"{role.num_actors} {name}" for name, role in roles(config, checked.explainer).items())
+        counts = ", ".join(f"{role.num_actors} {name}"
+                           for name, role in roles(config, checked.explainer, checked.plan).items())
         report.say(f"all actors ready in {watch.seconds['start']:.1f} s: {counts}")
-        figures = await train(config, fleet, checked.train_rows, checked.test_rows, checked.judge.template, report,
-                              watch, driver_clock)
-        await export(fleet.learners, export_folder(config.output_dir))
-        return figures
+        for line in filter(None, [remark, *checked.remarks]):
+            report.say(line)
+        prompts = checked.train
+        stream = PromptStream(prompts.rows, config.seed, sizes=prompts.sizes, weights=prompts.weights,
+                              curriculum=config.prompts.curriculum)
+        held_out = HeldOut(fleet, in_order(checked.test_rows), config, report, watch)
+        trained = await train(config, fleet, stream, held_out, checked.class_names, report, watch, driver_clock)
+        await _export(config, fleet, trained, report)
+        for line in before_after_table(trained.before, trained.after):
+            report.say(line)
+        return trained
     finally:
         fleet.stop()
 
 
-async def export(learners: Gang, folder: str) -> None:
-    """Saves a model folder anew, in place of what an unfinished run may have left."""
+async def _export(config: TrainConfig, fleet: Fleet, trained: Trained, report: Report) -> None:
+    """Writes the policy's folder anew, in place of what an unfinished run may have left: the last weights, or those of
+    the best evaluation."""
+    folder = export_folder(config.output_dir)
     for leftover in (folder, folder + ".partial"):
         shutil.rmtree(leftover, ignore_errors=True)
-    await learners.save(folder)
+    if config.evaluation.export == "best":
+        best_folder(config.output_dir).rename(folder)
+        report.say(f"the policy is that of step {trained.best_step}, the best by {config.evaluation.select_by}")
+    else:
+        await fleet.learners.save(folder)
 
 
-def _summary(config: TrainConfig, figures: dict[str, Any], watch: Stopwatch, peak_gb: float) -> dict[str, Any]:
-    before, after = figures["before"], figures["after"]
-    sides = {f"{name}_{when}": found[name] for when, found in (("before", before), ("after", after))
-             for name in ("reward", "gold", "fluent", "completion_tokens", "identical_share") if name in found}
+def export_folder(output_dir: str) -> str:
+    """Where the trained policy goes."""
+    return str(Path(output_dir) / "policy")
+
+
+def _summary(config: TrainConfig, trained: Trained, num_test_prompts: int, watch: Stopwatch, peak_gb: float
+             ) -> dict[str, Any]:
+    sides = {f"{name}_{when}": value for when, found in (("before", trained.before), ("after", trained.after))
+             for name, value in found.items() if name not in ("kl", "max_logprob_gap")}
     return {
-        "steps": config.steps, "seed": config.seed, **sides, "kl": after.get("kl"),
-        "wall_s": {**watch.seconds, "loop": figures["loop_s"], "total": watch.total},
-        "samples_per_s": figures["samples_per_s"], "peak_rss_gb": peak_gb,
-        "max_logprob_gap": figures["max_logprob_gap"], "num_test_prompts": figures["num_test_prompts"],
-        "weights_checksum": figures["weights_checksum"], "versions": versions(),
+        "steps": trained.steps, "seed": config.seed, **sides, "kl": trained.after.get("kl"),
+        "stopped": trained.stopped, "best_step": trained.best_step,
+        "wall_s": {**watch.seconds, "loop": trained.loop_s, "total": watch.total},
+        "samples_per_s": trained.num_rollouts / trained.loop_s, "peak_rss_gb": peak_gb,
+        "max_logprob_gap": trained.max_logprob_gap, "num_test_prompts": num_test_prompts,
+        "weights_checksum": trained.checksum, "versions": versions(),
     }

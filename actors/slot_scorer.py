@@ -21,13 +21,13 @@ class SlotActor:
     """Verbs: `ready`, `version`, `score`, `score_texts`.
 
     gold: name of the judge that watches beside the reward, or None. judge: what config.model was found to be; None
-    takes it for a reward folder.
+    takes it for a reward folder. part: name of what `score` says in reward_parts.
     """
 
     def __init__(self, config: RewardConfig, gold: str | None, on_unusable: str = "without",
-                 judge: Judge | None = None) -> None:
+                 judge: Judge | None = None, part: str = "esfp") -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._config, self._on_unusable = config, on_unusable
+        self._config, self._on_unusable, self._part = config, on_unusable, part
         self._model = (RewardModel.load(config.model, getattr(torch, config.dtype), device) if judge is None else
                        load_encoder(judge, config.dtype, device))
         self._gold = GOLD[gold] if gold else None
@@ -55,7 +55,7 @@ class SlotActor:
         else:
             scored = self._model.score(texts, max_tokens_per_batch=limit)
         verdicts = self._gold(texts.prompts, texts.completions) if self._gold is not None else {}
-        return scored_batch(batch, scored, template, verdicts, "esfp", self._version)
+        return scored_batch(batch, scored, template, verdicts, self._part, self._version)
 
     def score_texts(self, texts: Texts, in_order: bool = False) -> tuple[Scored, dict[str, Metric]]:
         """What the reward model says of `texts`, and what else was counted: nothing. A pairwise template reads them

@@ -1,5 +1,8 @@
 """The walk of a batch from prompts to scored rollouts: what has finished moves on while the rest still decodes.
 
+    prompts -> rollouts -> explanations -> judges ----> one reward -> scored
+                       '-> reward functions ---------'
+
 The driver holds references and small columns; completions and explanations stay in the object store.
 """
 
@@ -7,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from actors.fleet import Fleet, Pool
+from actors.fleet import Fleet
+from actors.pool import Asked
 from rlaif.metrics import Metric, merge
 
 BATCHES_PER_STEP = 4    # a rollout actor sends its groups in about so many batches
@@ -40,15 +43,34 @@ class StageClock:
         return 0.0 if self.started is None else self.ended - self.started
 
 
+@dataclass(frozen=True)
+class Order:
+    """How prompts are to be rolled out and judged."""
+
+    group_size: int
+    seed: int
+    is_greedy: bool = False         # the likeliest token at every place; else drawn as rollout.temperature says
+
+    @property
+    def compares(self) -> bool:
+        """Whether a completion has others to be compared with."""
+        return self.group_size > 1
+
+
 @dataclass
 class Walk:
-    """What came of a PROMPT batch: references to SCORED batches, their small columns, and what each stage took."""
+    """What came of PROMPT batches: references to SCORED batches, their small columns, and what each stage took."""
 
     scored: list[ray.ObjectRef] = field(default_factory=list)
     summaries: list[pa.Table] = field(default_factory=list)
     parts: list[dict[str, Metric]] = field(default_factory=list)
+    num_rounds: int = 0
     clocks: dict[str, StageClock] = field(default_factory=lambda: {
         "rollout": StageClock(), "explain": StageClock(), "score": StageClock()})
+
+    @property
+    def num_rows(self) -> int:
+        return sum(table.num_rows for table in self.summaries)
 
     @property
     def summary(self) -> pa.Table:
@@ -59,59 +81,94 @@ class Walk:
         return merge(self.parts)
 
 
-async def walk(fleet: Fleet, prompts: pa.Table, *, group_size: int, seed: int) -> Walk:
-    """Rollouts, explanations and slot scores of `prompts`; every row comes out once or an error does."""
-    done = Walk()
+@dataclass(frozen=True)
+class _Judged:
+    """What was said of one batch: `first` holds its rows, as the first judge scored them or as they were rolled out."""
+
+    first: ray.ObjectRef
+    others: list[ray.ObjectRef]     # of further judges and of the reward functions
+    num_rows: int
+
+
+async def walk(fleet: Fleet, prompts: pa.Table, order: Order, done: Walk | None = None) -> Walk:
+    """Rollouts, explanations and rewards of `prompts`, added to `done`; every row comes out once or an error does."""
+    done = done or Walk()
+    done.num_rounds += 1
+    num_before = done.num_rows
     followers: list[asyncio.Task] = []
     done.clocks["rollout"].enter()
     try:
-        await asyncio.gather(*(_roll_out(fleet, actor, part, group_size, seed, done, followers)
+        await asyncio.gather(*(_roll_out(fleet, actor, part, order, done, followers)
                                for actor, part in fleet.split(prompts)))
-        await asyncio.gather(*followers)
+        judged = [batch for batch in await asyncio.gather(*followers) if batch is not None]
+        if judged:      # parts that compare a row with the whole step had to wait for all of it
+            await _combine(fleet, judged, order, done)
     finally:
         for follower in followers:
             follower.cancel()       # after an error; a finished one takes no notice
-    expected = prompts.num_rows * group_size
-    if done.summary.num_rows != expected:
-        raise RuntimeError(f"a step must score {expected} rollouts, got {done.summary.num_rows}")
+    num_rows, expected = done.num_rows - num_before, prompts.num_rows * order.group_size
+    if num_rows != expected:
+        raise RuntimeError(f"a step must score {expected} rollouts, got {num_rows}")
     return done
 
 
-async def _roll_out(fleet: Fleet, actor: Any, prompts: pa.Table, group_size: int, seed: int, done: Walk,
+async def _roll_out(fleet: Fleet, actor: Any, prompts: pa.Table, order: Order, done: Walk,
                     followers: list[asyncio.Task]) -> None:
     groups_per_batch = max(1, prompts.num_rows // BATCHES_PER_STEP)
-    stream = actor.generate.options(num_returns="streaming").remote(prompts, group_size, seed, groups_per_batch)
+    stream = actor.generate.options(num_returns="streaming").remote(
+        prompts, order.group_size, order.seed, groups_per_batch, order.is_greedy)
     left = prompts.num_rows
     async for rollouts in stream:
-        num_rows = min(groups_per_batch, left) * group_size
+        num_rows = min(groups_per_batch, left) * order.group_size
         left -= groups_per_batch
         done.clocks["rollout"].leave(num_rows)
-        followers.append(asyncio.create_task(_judge(fleet, rollouts, num_rows, done)))
+        followers.append(asyncio.create_task(_judge(fleet, rollouts, num_rows, order, done)))
 
 
-async def _judge(fleet: Fleet, rollouts: ray.ObjectRef, num_rows: int, done: Walk) -> None:
-    """Sends one batch through both stages of the reward, or the second alone where there are no explainers. The second
-    call is made at once: Ray runs it when its argument is there, without a round trip to the driver."""
-    explained, explaining = rollouts, None
+async def _judge(fleet: Fleet, rollouts: ray.ObjectRef, num_rows: int, order: Order, done: Walk) -> _Judged | None:
+    """Sends one batch to everyone who has a part in its reward, and makes one reward of the parts; returns them where
+    only the whole step can be combined.
+
+    Every call is made at once: Ray runs it when its arguments are there, without a round trip to the driver.
+    """
+    explained, explaining, asked = rollouts, None, []
     if fleet.explainers.actors:
         done.clocks["explain"].enter()
-        explainer, explain = fleet.explainers.take(num_rows)
-        explained, explain_metrics = explain.explain.options(num_returns=2).remote(rollouts)
-        explaining = _then(explain_metrics, fleet.explainers, explainer, num_rows)
-    slot, score = fleet.slots.take(num_rows)
-    scored, summary, score_metrics = score.score.options(num_returns=3).remote(explained)
+        explaining = fleet.explainers.ask(num_rows, lambda actor: actor.explain.options(num_returns=2).remote(rollouts))
+        explained = explaining.tables[0]
+    judges = [judge.ask(num_rows, lambda actor: actor.score.options(num_returns=3).remote(explained))
+              for judge in fleet.judges]
+    if fleet.plan.functions:
+        asked = [fleet.functions.ask(num_rows, lambda actor: actor.values.options(num_returns=2).remote(rollouts))]
     if explaining is not None:
-        done.parts.append(await explaining)
+        done.parts.append(await explaining.metrics)
         done.clocks["explain"].leave(num_rows)
     done.clocks["score"].enter()
-    done.parts.append(await _then(score_metrics, fleet.slots, slot, num_rows))
+    for answer in (*judges, *asked):
+        done.parts.append(await answer.metrics)
+    if fleet.plan.is_plain:
+        await _take(judges[0], num_rows, done)
+        return None
+    tables = [answer.tables[0] for answer in (*judges, *asked)]
+    batch = _Judged(tables[0], tables[1:], num_rows) if judges else _Judged(rollouts, tables, num_rows)
+    if not fleet.plan.is_by_group:
+        return batch
+    await _combine(fleet, [batch], order, done)
+    return None
+
+
+async def _combine(fleet: Fleet, batches: list[_Judged], order: Order, done: Walk) -> None:
+    """One reward of all parts, once for whole groups."""
+    num_rows = sum(batch.num_rows for batch in batches)
+    tables = [batch.first for batch in batches] + [table for batch in batches for table in batch.others]
+    combined = fleet.functions.ask(num_rows, lambda actor: actor.combine.options(num_returns=3).remote(
+        order.compares, len(batches), *tables))
+    done.parts.append(await combined.metrics)
+    await _take(combined, num_rows, done)
+
+
+async def _take(answer: Asked, num_rows: int, done: Walk) -> None:
+    scored, summary = answer.tables
     done.summaries.append(await summary)
     done.scored.append(scored)
     done.clocks["score"].leave(num_rows)
-
-
-async def _then(answer: Awaitable, pool: Pool, index: int, num_rows: int) -> Any:
-    try:
-        return await answer
-    finally:
-        pool.give_back(index, num_rows)

@@ -25,6 +25,7 @@ from rlaif.learner_config import SCHEDULES as SCHEDULES
 from rlaif.learner_config import LearnerConfig as LearnerConfig
 from rlaif.prompts_config import ChatConfig
 from rlaif.prompts_config import PromptsConfig as PromptsConfig
+from rlaif.rewards.config import RewardPartConfig
 
 
 @dataclass
@@ -175,9 +176,10 @@ COMPARISONS = ("group", "reference")
 
 @dataclass
 class RewardConfig:
-    """Stage 2 of the reward: a folder written by launch/train_reward.py."""
+    """Stage 2 of the reward: a folder written by launch/train_reward.py, or another judge (see rlaif.judges)."""
 
-    model: str = MISSING                # folder with reward.yaml, the encoder and its tokenizer; or gold:scenes
+    model: str | None = None            # folder with reward.yaml, the encoder and its tokenizer; or gold:scenes; null:
+                                        # no judge, where TrainConfig.rewards says what the reward is
     dtype: str = "float32"              # float32 | bfloat16
     max_tokens_per_batch: int = 8192    # tokens of a forward pass, > 0
     compare: str = "group"              # pairwise slots: with the others of the group | with the prompt's reference
@@ -228,6 +230,7 @@ class PlacementConfig:
     rollout: RoleConfig = field(default_factory=RoleConfig)
     explainer: RoleConfig = field(default_factory=RoleConfig)
     slot: RoleConfig = field(default_factory=RoleConfig)
+    functions: RoleConfig = field(default_factory=lambda: RoleConfig(num_cpus=0.25))    # where `rewards` needs them
     learner: RoleConfig = field(default_factory=RoleConfig)
     strategy: str = "PACK"              # Ray's placement strategy
     ready_timeout_s: float = 300.0      # seconds until every actor must answer, > 0
@@ -260,6 +263,7 @@ class TrainConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     explainer: ExplainerConfig = field(default_factory=ExplainerConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    rewards: list[RewardPartConfig] = field(default_factory=list)   # further parts; none: `reward` is all of it
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
@@ -273,6 +277,8 @@ class TrainConfig:
         if self.output_dir != MISSING:      # a whole configuration, not its defaults alone
             for split in ("test", "train"):
                 self.prompts.sets(split)
+            if self.reward.model is None and not self.rewards:
+                raise UserError("reward.model must be given where rewards is empty, got nothing; name a judge")
 
 
 @dataclass

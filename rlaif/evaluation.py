@@ -14,11 +14,8 @@ def evaluation_figures(means: Mapping[str, float], drift: Mapping[str, float], c
     """The figures of one evaluation by name, in the order of the table; greedy ones with greedy_ before the name.
 
     means: of rlaif.figures. drift: how far the policy is from its engine and its start; nothing where that was not
-    measured. A part of the reward that is all of it is not told twice.
+    measured.
     """
-    parts = [name for name in means if name.startswith("part_")]
-    if len(parts) == 1 and means[parts[0]] == means["reward"]:
-        means = {name: value for name, value in means.items() if name != parts[0]}
     found = {**means, **drift, "identical_share": identical_share(completions)}
     order = [name for name in FIRST if name in found] + [name for name in found if name not in FIRST]
     prefix = "" if mode == "sampled" else f"{mode}_"

@@ -62,6 +62,8 @@ def find_judge(config: JudgeConfig, key: str = "") -> Judge:
     key: what stands before the config's own keys in messages, such as "judge.".
     """
     model = config.reward.model
+    if model is None:
+        raise UserError(f"{key}reward.model must be given, got nothing; name a judge")
     if model.startswith(GOLD_PREFIX):
         name = model.removeprefix(GOLD_PREFIX)
         if name not in GOLD:

@@ -2,56 +2,119 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlaif.advantages import ADVANTAGES
 from rlaif.config import ExplainerConfig, TrainConfig, UserError
 from rlaif.gold import GOLD
 from rlaif.judges import Judge, explainer_of, find_judge
 from rlaif.model_checks import check_context
 from rlaif.models import load_tokenizer, refuse_incomplete
-from rlaif.prompts import prompt_rows
+from rlaif.prompts import PromptSet, read_prompts
 from rlaif.reward_config import JudgeConfig
+from rlaif.rewards.plan import RewardPlan, plan_rewards
 
 
 @dataclass(frozen=True)
 class Checked:
     """What the checks read on the way, so that nothing is read twice."""
 
-    train_rows: list[dict]
+    train: PromptSet
     test_rows: list[dict]
+    plan: RewardPlan
+    judges: Mapping[str, Judge]     # of the plan, by the name of their part
     explainer: ExplainerConfig      # complete: source is set, and with it model and template
-    judge: Judge
+    remarks: list[str]              # what the user should know and did not ask for
+
+    @property
+    def class_names(self) -> list[str]:
+        """What the classes of every slot are called, slot after slot; of the first judge, whose slots are kept."""
+        first = next(iter(self.judges.values()), None)
+        return [] if first is None else [f"{slot.name}:{words[0]}" for slot in first.template.slots
+                                         for words in slot.classes]
 
 
 def check_train(config: TrainConfig) -> Checked:
     """Raises UserError, one line, for anything in `config` that could not train."""
     if config.policy.model is None:
         raise UserError("policy.model must be a Hugging Face name or folder, got null; launch/sft.py makes one")
-    if config.algorithm.advantage not in ADVANTAGES:
-        raise UserError(f"algorithm.advantage must be one of {', '.join(ADVANTAGES)}, got "
-                        f"{config.algorithm.advantage!r}")
     check_devices(config)
     refuse_incomplete(config.policy.model, "policy.model")
     if config.explainer.source == "column":
         raise UserError("explainer.source must be model, server or none in reinforcement learning, got 'column': "
                         "rollouts are new texts")
-    judge = find_judge(JudgeConfig(reward=config.reward))
-    explainer = explainer_of(judge, config.explainer)
-    if judge.kind == "generative" and judge.template.is_pairwise and config.reward.compare == "group":
-        raise UserError("reward.compare must be reference with a generative judge of pairs, got 'group'; give "
-                        "prompts.reference_column too")
-    if judge.template.is_pairwise and config.reward.compare == "reference" and not config.prompts.reference_column:
-        raise UserError("prompts.reference_column must be given with reward.compare = reference, got null; name the "
-                        "column of the prompts' file, or set reward.compare=group")
+    plan, judges = find_rewards(config)
+    explainer = find_explainer(config, judges)
     check_context(config.policy.model, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
     tokenizer = load_tokenizer(config.policy.model)
     room = config.rollout.engine.max_model_len - config.rollout.max_tokens
-    train = prompt_rows(config.prompts, "train", tokenizer, room)
-    test = prompt_rows(config.prompts, "test", tokenizer, room)
+    train, test = (read_prompts(config.prompts, split, tokenizer, room) for split in ("train", "test"))
     if config.evaluation.gold is not None:
-        refuse_unjudgeable(config.evaluation.gold, {"prompts.train": train, "prompts.test": test})
-    return Checked(train, test[: config.evaluation.num_prompts], explainer, judge)
+        refuse_unjudgeable(config.evaluation.gold, {"prompts.train": train.rows, "prompts.test": test.rows})
+    refuse_unmeasured(config, plan)
+    return Checked(train, test.rows[: config.evaluation.num_prompts], plan, judges, explainer,
+                   [*_dropped("train", train), *_dropped("test", test)])
+
+
+def _dropped(split: str, prompts: PromptSet) -> list[str]:
+    counts = {"bad rows": prompts.num_bad, "prompts that are too long": prompts.num_too_long}
+    return [f"prompts.{split}: {count} {what} dropped" for what, count in counts.items() if count]
+
+
+def find_rewards(config: TrainConfig) -> tuple[RewardPlan, dict[str, Judge]]:
+    """The parts of the reward, and the judges among them. Raises UserError for one that is not there or does not fit.
+    """
+    name = "esfp"
+    if config.reward.model is not None:
+        kind = find_judge(JudgeConfig(reward=config.reward)).kind
+        name = kind if kind in ("gold", "generative") else name
+    plan = plan_rewards(config.reward, config.rewards, name)
+    judges = {}
+    for part in plan.judges:
+        try:
+            judge = find_judge(JudgeConfig(reward=part.reward))
+            if judge.kind == "generative" and judge.template.is_pairwise and part.reward.compare == "group":
+                raise UserError("reward.compare must be reference with a generative judge of pairs, got 'group'; give "
+                                "prompts.reference_column too")
+            if judge.template.is_pairwise and part.reward.compare == "reference" and not config.prompts.has_references:
+                raise UserError("prompts.reference_column must be given with reward.compare = reference, got null; "
+                                "name the column of the prompts' file, or set reward.compare=group")
+        except ValueError as error:
+            raise error if part.placement is None else UserError(f"{error} (in reward part {part.name})") from error
+        judges[part.name] = judge
+    if config.algorithm.dynamic_sampling == "resample" and not plan.is_by_group:
+        names = ", ".join(str(part.name) for part in plan.parts if part.over != "group")
+        raise UserError(f"over must be group with algorithm.dynamic_sampling = resample, got batch in reward part "
+                        f"{names}: a step is rolled out in several rounds")
+    return plan, judges
+
+
+def find_explainer(config: TrainConfig, judges: Mapping[str, Judge]) -> ExplainerConfig:
+    """The complete configuration of stage 1, for the first judge that reads explanations; the others read the same."""
+    readers = [judge for judge in judges.values() if judge.template.reads_explanations]
+    if judges:
+        return explainer_of((readers or list(judges.values()))[0], config.explainer)
+    if config.explainer.source not in (None, "none"):
+        raise UserError(f"explainer.source must be null or none without a judge, got {config.explainer.source!r}")
+    return dataclasses.replace(config.explainer, source="none")
+
+
+def refuse_unmeasured(config: TrainConfig, plan: RewardPlan) -> None:
+    """Raises UserError for a figure that evaluation goes by and the run will not measure."""
+    known = {"reward", "completion_tokens", "identical_share", "max_logprob_gap"}
+    if config.algorithm.kl_coefficient > 0:
+        known.add("kl")
+    if not plan.is_plain:
+        known |= {f"part_{part.name}" for part in plan.parts}
+    if config.evaluation.gold is not None:
+        known |= GOLD[config.evaluation.gold]([], []).keys()
+    for option, name in config.evaluation.figures_asked_for().items():
+        plain = name.removeprefix("greedy_")
+        if plain not in known or (plain != name and plain in ("kl", "max_logprob_gap")):
+            cure = ("set algorithm.kl_coefficient above 0" if name == "kl" else
+                    f"there are {', '.join(sorted(known))}, and greedy_... of most")
+            raise UserError(f"evaluation.{option} must go by a figure that is measured, got {name!r}; {cure}")
 
 
 def check_devices(config: TrainConfig) -> None:
@@ -63,7 +126,7 @@ def check_devices(config: TrainConfig) -> None:
         if size > 1 and role.num_gpus != size:
             raise UserError(f"placement.{name}.num_gpus must be {name}.engine.tensor_parallel_size = {size}, got "
                             f"{role.num_gpus:g}")
-    for name in ("rollout", "explainer", "slot", "learner"):
+    for name in ("rollout", "explainer", "slot", "functions", "learner"):
         num_gpus = getattr(placement, name).num_gpus
         if num_gpus > 1 and num_gpus != int(num_gpus):
             raise UserError(f"placement.{name}.num_gpus must be whole above 1, got {num_gpus:g}")

@@ -71,8 +71,7 @@ def stage_lines(step: int, num_steps: int, values: Mapping[str, Any]) -> list[st
         ("rollout", f"{values['num_rollouts']:d} completions, {values['num_completion_tokens']:d} tokens, "
                     f"{values['num_cut']:d} cut"),
         ("explain", _explain_line(values)),
-        ("score", f"{values['num_rollouts']:d} rewards, {values['slot_inputs_cut']:.0f} inputs cut, "
-                  f"{values['judged_without_explanation']:.0f} without explanation"),
+        ("score", _score_line(values)),
         ("learn", f"{values['num_trained']:d} rows, {values['equal_reward_group_share']:.0%} of groups equal"
                   f"{_replaced(values)}, gradient norm {values['grad_norm']:.2f}"),
         ("sync", f"weights {values['policy_version']:d} {values['checksum'][:8]}"),
@@ -86,6 +85,15 @@ def _replaced(values: Mapping[str, Any]) -> str:
         return ""
     return (f" ({values['num_replaced_groups']:d} replaced in {values['num_resampling_rounds']:d} rounds, "
             f"{values['num_equal_groups_kept']:d} kept)")
+
+
+def _score_line(values: Mapping[str, Any]) -> str:
+    """Of judges and reward functions, what there is to say."""
+    shown = [f"{values['num_rollouts']:d} rewards"] + [f"{values[name]:.0f} {text}" for name, text in (
+        ("slot_inputs_cut", "inputs cut"), ("judged_without_explanation", "without explanation")) if name in values]
+    if values.get("rows_unjudged"):
+        shown.append(f"{values['rows_unjudged']:.0f} not judged by any part")
+    return ", ".join(shown)
 
 
 def _explain_line(values: Mapping[str, Any]) -> str:
@@ -102,11 +110,13 @@ def sample_lines(rows: Sequence[Mapping[str, Any]], slot_labels: Sequence[str]) 
     lines = []
     for row in rows:
         slots = "  ".join(f"{label} {p:.2f}" for label, p in zip(slot_labels, row["slot_probabilities"], strict=True))
-        verdicts = dict(row["judge_verdicts"])
+        verdicts, parts = dict(row["judge_verdicts"]), dict(row["reward_parts"])
         gold = f"  gold {verdicts['gold']:.0f}" if "gold" in verdicts else ""
         lines += [f"  | prompt       {_one_line(row['prompt'])}", f"  | completion   {_one_line(row['completion'])}",
                   *(f"  | explanation  {_one_line(text)}" for text in row["explanations"]),
-                  f"  | slots        {slots}  reward {row['reward']:.2f}{gold}", "  |"]
+                  *([f"  | parts        {'  '.join(f'{name} {value:.2f}' for name, value in parts.items())}"]
+                    if len(parts) > 1 else []),
+                  f"  | {'slots        ' + slots + '  ' if slots else ''}reward {row['reward']:.2f}{gold}", "  |"]
     return lines[:-1]
 
 

@@ -176,7 +176,8 @@ def test_a_configuration_that_is_not_there_is_named(command):
 
 def test_a_value_that_must_be_given_is_asked_for(command):
     del command.configs["train"]["reward"]
-    assert command.refused("train").startswith("reward.model must be given, got nothing; set it in ")
+    assert command.refused("train") == (
+        "reward.model must be given where rewards is empty, got nothing; name a judge")
 
 
 # --- the rows

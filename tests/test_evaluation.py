@@ -18,12 +18,6 @@ def test_greedy_figures_have_names_of_their_own():
         "greedy_reward": 0.5, "greedy_gold": 1.0, "greedy_identical_share": 1.0}
 
 
-def test_the_only_part_of_a_reward_is_not_told_twice():
-    assert "part_esfp" not in evaluation_figures({"reward": 0.5, "part_esfp": 0.5}, {}, [], "sampled")
-    weighted = evaluation_figures({"reward": 0.5, "part_esfp": 0.25}, {}, [], "sampled")
-    assert weighted["part_esfp"] == 0.25
-
-
 def test_texts_that_differ_only_in_outer_blanks_are_the_same_answer():
     assert identical_share(["a cat.", " a cat. ", "a dog.", "a hen."]) == 0.5
     assert identical_share(["same"] * 3) == 1.0

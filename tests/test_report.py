@@ -65,6 +65,23 @@ def test_a_sample_has_a_line_for_each_of_its_explanations_and_none_without():
     assert [line.split()[1] for line in none] == ["prompt", "completion", "slots"]
 
 
+def test_a_sample_shows_the_parts_of_its_reward_where_it_has_several_and_slots_where_there_are_some():
+    row = ROW | {"reward_parts": [("esfp", 0.75), ("length", -0.5)], "reward": 0.25}
+    assert sample_lines([row], ["verdict:yes", "verdict:no"])[3:] == [
+        "  | parts        esfp 0.75  length -0.50",
+        "  | slots        verdict:yes 0.75  verdict:no 0.25  reward 0.25  gold 1"]
+    rules = row | {"slot_probabilities": [], "explanations": [], "judge_verdicts": []}
+    assert sample_lines([rules], [])[-1] == "  | reward 0.25"
+
+
+def test_a_reward_without_a_judge_has_no_inputs_to_cut():
+    values = {name: value for name, value in VALUES.items()
+              if name not in ("slot_inputs_cut", "judged_without_explanation")}
+    assert stage_lines(1, 9, values)[3] == "  score     0.25 s  16 rewards"
+    assert stage_lines(1, 9, values | {"rows_unjudged": 2.0})[3] == (
+        "  score     0.25 s  16 rewards, 2 not judged by any part")
+
+
 def test_a_slot_without_its_label_is_an_error():
     with pytest.raises(ValueError):
         sample_lines([ROW], ["verdict:yes"])
