@@ -103,13 +103,18 @@ def templated(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, c
     their own, through the chat template, up to where the assistant's turn begins.
 
     Special tokens are in it: it is tokenized without further ones. Raises BadConversation with the template's own
-    words where it refuses the messages.
+    words where it refuses the messages, and where it leaves out what the user says (one for images does so).
     """
     if config.system is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": config.system}, *messages]
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True,
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True,
                                              **config.template_options)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadConversation(f"must suit the tokenizer's chat template, got: {reason}") from error
+    said = judged_text(messages, "last_user").strip()
+    if said not in text:
+        raise BadConversation(f"must be written out by the tokenizer's chat template, got no {shown(said)} in "
+                              f"{shown(text)}")
+    return text

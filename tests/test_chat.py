@@ -7,7 +7,8 @@ from rlaif.config import UserError
 from rlaif.models import word_tokenizer
 from rlaif.prompts_config import ChatConfig
 
-CHATML = ("{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+CHATML = ("{% for message in messages %}"
+          "{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
           "<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
           "{% if add_generation_prompt %}<|assistant|>{% if quick is defined and quick %}!{% endif %}{% endif %}")
 ASK = {"role": "user", "content": "red cat?"}
@@ -43,6 +44,16 @@ def test_further_variables_reach_the_template(tokenizer):
 def test_what_a_template_refuses_is_said_in_its_own_words(tokenizer):
     with pytest.raises(BadConversation, match=r"^must suit the tokenizer's chat template, got: no tools here$"):
         templated([ASK, {"role": "tool", "content": "42"}], tokenizer, ChatConfig())
+
+
+def test_a_template_that_leaves_out_what_the_user_says_is_refused():
+    deaf = word_tokenizer(["red cat"], masked=False)
+    deaf.chat_template = "{% for message in messages %}{{ message.role }}:{{ message.content[0].text }};{% endfor %}"
+    with pytest.raises(BadConversation) as caught:
+        templated([ASK], deaf, ChatConfig())
+    assert str(caught.value) == "must be written out by the tokenizer's chat template, got no 'red cat?' in 'user:;'"
+    deaf.chat_template = "{{ messages[-1].content | trim }}:"
+    assert templated([{"role": "user", "content": " red cat\n"}], deaf, ChatConfig()) == "red cat:"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_text_of_a_csv_stays_the_text_it_is_whatever_it_looks_like(tmp_path):
     rows = read(path, ("prompt", "note"))
     assert [row["prompt"] for row in rows] == ["007", "true", "two\nlines, quoted"]
     assert [row["note"] for row in rows] == ["1e3", "NA", "2024-01-01"]
-    assert [row["rating"] for row in rows] == [4.5, 2.0, 3.0]       # what is not asked for as text is what it looks like
+    assert [row["rating"] for row in rows] == [4.5, 2.0, 3.0]       # not asked for as text: as it looks
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
