@@ -21,9 +21,10 @@ class Gang:
         self._actors = [LearnerActor.options(**placement.options("learner", rank)).remote(spec, rank, num_actors)
                         for rank in range(num_actors)]
 
-    async def join(self) -> None:
+    async def join(self) -> str:
+        """Returns in words how the learners read rows, where that is not the fast way; "" where it is."""
         host, port = await self._actors[0].address.remote()
-        await asyncio.gather(*(actor.join.remote(host, port) for actor in self._actors))
+        return (await asyncio.gather(*(actor.join.remote(host, port) for actor in self._actors)))[0]
 
     async def update(self, rows: ray.ObjectRef) -> dict[str, Metric]:
         return merge(await asyncio.gather(*(actor.update.remote(rows) for actor in self._actors)))
@@ -38,12 +39,14 @@ class Gang:
         order = np.argsort([row for chosen, _, _ in parts for row in chosen])
         return np.concatenate([part[1] for part in parts])[order], np.concatenate([part[2] for part in parts])[order]
 
-    async def update_policy(self, advantages: ray.ObjectRef, scored: Sequence[ray.ObjectRef]) -> dict[str, Metric]:
+    async def update_policy(self, chosen: ray.ObjectRef, kl_coefficient: float, scored: Sequence[ray.ObjectRef]
+                            ) -> dict[str, Metric]:
+        """chosen: group_id and sample of the rows to train. scored: SCORED batches that hold them."""
         return merge(await asyncio.gather(*(
-            actor.update_policy.remote(advantages, *scored) for actor in self._actors)))
+            actor.update_policy.remote(chosen, kl_coefficient, *scored) for actor in self._actors)))
 
     async def drift(self, scored: Sequence[ray.ObjectRef]) -> dict[str, Metric]:
-        """Every rank computes the same rows: the first answer is the answer."""
+        """Ranks share the work, and each knows the whole: the first answer is the answer."""
         return (await asyncio.gather(*(actor.drift.remote(*scored) for actor in self._actors)))[0]
 
     async def publish(self, bucket_bytes: int) -> tuple[Manifest, list[ray.ObjectRef]]:

@@ -1,13 +1,17 @@
 """The one door to DeepSpeed: a ZeRO engine that accumulates, steps, and gives its weights whole.
 
-What is used of DeepSpeed: init_distributed, initialize, the engine's call / backward / accumulation boundary / step,
-save_checkpoint and load_checkpoint, GatheredParameters. Nothing else in the project imports deepspeed.
+What is used of DeepSpeed: init_distributed, initialize, the engine's call / backward / accumulation boundary / step /
+was_step_applied / zero_grad, save_checkpoint and load_checkpoint, GatheredParameters. Nothing else in the project
+imports deepspeed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -16,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlaif.config import LearnerConfig
+from rlaif.lora import whole_weights
 
 # Its shared-memory all-reduce is compiled on first use (40 s and more); gloo does without it.
 if "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__:
@@ -31,17 +36,24 @@ def init_distributed(backend: str) -> None:
 
 
 class ZeroEngine:
-    """A `module` under DeepSpeed, which is or wraps the checkpointed `model`.
+    """A `module` under DeepSpeed, which is or wraps the checkpointed `model`, and may hold a critic beside it.
 
     Losses are sums over the micro-batches of all ranks, already divided by a global count.
     """
 
     def __init__(self, module: torch.nn.Module, model: PreTrainedModel, config: LearnerConfig,
                  device: torch.device) -> None:
-        self._config, self._model = config, model
+        self._config, self._model, self._module = config, model, module.to(device)
+        own = {id(weight) for weight in model.parameters()}
+        trained = [weight for weight in module.parameters() if weight.requires_grad]
+        critic = [weight for weight in trained if id(weight) not in own]
+        groups: Any = [weight for weight in trained if id(weight) in own]
+        if critic and config.critic.learning_rate is not None:
+            groups = [{"params": groups}, {"params": critic, "lr": config.critic.learning_rate}]
+        else:
+            groups += critic
         self._engine, _, _, _ = deepspeed.initialize(
-            model=module.to(device), model_parameters=[p for p in model.parameters() if p.requires_grad],
-            config=_deepspeed_config(config), dist_init_required=False)
+            model=self._module, model_parameters=groups, config=_deepspeed_config(config), dist_init_required=False)
         self._base_rates = [group["lr"] for group in self._engine.optimizer.param_groups]
 
     @property
@@ -55,39 +67,66 @@ class ZeroEngine:
         # DeepSpeed averages over ranks, our losses add up to the whole: hence the factor.
         self._engine.backward(loss * torch.distributed.get_world_size(), scale_wrt_gas=False)
 
-    def step(self, rate_factor: float) -> float:
-        """Updates the weights at `rate_factor` times the configured rates; returns the global gradient norm."""
+    def step(self, rate_factor: float) -> float | None:
+        """Updates the weights at `rate_factor` times the configured rates; returns the global gradient norm.
+
+        None where that is not finite: then the gradients are dropped, and nothing is updated.
+        """
         for group, rate in zip(self._engine.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * rate_factor
-        norm = None
         if self._config.zero_stage == 0:    # DeepSpeed keeps no norm there; the gradients are whole and reduced
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
+            norm = float(torch.nn.utils.get_total_norm(
+                [weight.grad for weight in self._module.parameters() if weight.grad is not None]))
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return None
+            self._engine.step()
+            return norm
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else None
 
-    def save_state(self, folder: str, num_steps: int) -> None:
-        """Writes this rank's part of weights and optimizer into `folder`, for `load_state`; every rank must call."""
-        self._engine.save_checkpoint(folder, tag=_TAG, client_state={"num_steps": num_steps}, save_latest=False)
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[list[tuple[str, float]]]:
+        """Inside, a list of the weights whose gradients are not finite, with such an entry, as they come."""
+        seen: list[tuple[str, float]] = []
 
-    def load_state(self, folder: str) -> int:
-        """Takes up what `save_state` of as many ranks wrote; returns its number of steps. Every rank must call.
+        def note(name: str, gradient: Tensor) -> None:
+            odd = gradient[~torch.isfinite(gradient)]
+            if len(odd):
+                seen.append((name, float(odd[0])))
+
+        hooks = [weight.register_hook(partial(note, name)) for name, weight in self._module.named_parameters()
+                 if weight.requires_grad]
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def save_state(self, folder: str, state: dict[str, Any]) -> None:
+        """Writes this rank's part of weights and optimizer into `folder`, and `state`, for `load_state`; every rank must
+        call."""
+        self._engine.save_checkpoint(folder, tag=_TAG, client_state={"learner": state}, save_latest=False)
+
+    def load_state(self, folder: str) -> dict[str, Any]:
+        """Takes up what `save_state` of as many ranks wrote; returns its `state`. Every rank must call.
 
         DeepSpeed keeps its states as pickles: only a folder that nobody else can write to may be taken up.
         """
         path, state = self._engine.load_checkpoint(folder, tag=_TAG, load_lr_scheduler_states=False)
         assert path is not None, f"no state in {folder}"
-        return state["num_steps"]
+        return state["learner"]
 
     def shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, whole shape) of every weight, in the order of `each_whole_weight`; gathers nothing."""
-        return [(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
-                for name, tensor in self._model.named_parameters()]
+        return [(weight.name, weight.parts[0].dtype, tuple(getattr(weight.parts[0], "ds_shape", weight.parts[0].shape)))
+                for weight in whole_weights(self._model)]
 
     def each_whole_weight(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor) one after the other, never all at once; every rank must iterate."""
-        for name, tensor in self._model.named_parameters():
-            with deepspeed.zero.GatheredParameters([tensor], enabled=self._config.zero_stage == 3):
-                yield name, tensor.data
+        """(name, whole tensor, adapters merged) one after the other, never all at once; every rank must iterate."""
+        for weight in whole_weights(self._model):
+            with deepspeed.zero.GatheredParameters(weight.parts, enabled=self._config.zero_stage == 3):
+                yield weight.name, weight.merge(*weight.parts)
 
 
 def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From Arrow rows to padded tensors, and which rows go to which rank and micro-batch."""
+"""From rows to padded tensors and back, and which rows go to which rank and micro-batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlaif.bucketing import balance, token_budget_batches
+from rlaif.bucketing import RowSizes, balance, balance_packed, packed_batches, token_budget_batches
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,27 @@ def spread(values: Sequence[Sequence[float]], mask: Tensor, dtype: torch.dtype =
     return placed
 
 
-def plan(lengths: Sequence[int], num_ranks: int, max_tokens: int) -> list[list[list[int]]]:
-    """Row indices by rank and micro-batch; every rank gets the same number of micro-batches.
+def place(flat: Tensor, mask: Tensor) -> Tensor:
+    """The entries of `flat` `[N]` at the N True places of `mask` `[B, T]`, zero elsewhere; carries the gradient."""
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=mask.device).index_put((mask,), flat)
 
-    Ranks must run collectives in step, so a rank with fewer micro-batches gets empty ones at its end. Deterministic:
-    every rank computes the whole plan by itself.
+
+def plan(lengths: Sequence[int], num_ranks: int, max_tokens: int) -> list[list[list[int]]]:
+    """Row indices by rank and micro-batch, for rows that are padded to the longest of their micro-batch.
+
+    Every rank gets the same number of micro-batches: ranks must run collectives in step, so a rank with fewer gets
+    empty ones at its end. Deterministic: every rank computes the whole plan by itself.
     """
-    ranks = []
-    for rows in balance(lengths, num_ranks):
-        batches = token_budget_batches([lengths[row] for row in rows], max_tokens)
-        ranks.append([[rows[i] for i in batch] for batch in batches])
+    return _even([[[rows[i] for i in batch] for batch in token_budget_batches([lengths[row] for row in rows], max_tokens)]
+                  for rows in balance(lengths, num_ranks)])
+
+
+def plan_packed(sizes: RowSizes, num_ranks: int, max_tokens: int, *, share: bool) -> list[list[list[int]]]:
+    """As `plan`, for rows that lie end to end; share: a prompt of several rows of a micro-batch is read once."""
+    return _even([packed_batches(rows, sizes, max_tokens, share=share)
+                  for rows in balance_packed(sizes, num_ranks, share=share)])
+
+
+def _even(ranks: list[list[list[int]]]) -> list[list[list[int]]]:
     deepest = max(len(batches) for batches in ranks)
     return [batches + [[]] * (deepest - len(batches)) for batches in ranks]

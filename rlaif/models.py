@@ -133,6 +133,16 @@ def attention() -> str | None:
     return None if torch.cuda.is_available() else "eager"
 
 
+def without_dropout(model: torch.nn.Module) -> None:
+    """Makes `model` the same function in training as in sampling: no dropout, wherever a layer keeps its share."""
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+        for name, value in vars(layer).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(layer, name, 0.0)
+
+
 def load_judge(model: str, dtype: str, seed: int, head: str, num_classes: int, *, is_trained: bool = False
                ) -> PreTrainedModel:
     """An encoder with a `head` of rlaif.slots.HEADS from a name or folder; a head it lacks is drawn from `seed`, or

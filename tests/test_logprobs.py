@@ -80,26 +80,57 @@ def test_entropy_by_hand_and_against_a_distribution():
     torch.testing.assert_close(token_entropy(logits, temperature=0.7, chunk=4), want)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 1000])
-def test_chosen_logprobs_agree_with_log_softmax_in_value_and_gradient(chunk):
+@pytest.mark.parametrize("chunk", [1, 3, 1000, None])
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.5, -2.0)], ids=["logprob", "entropy", "both"])
+def test_chosen_logprobs_and_entropy_agree_with_log_softmax_in_value_and_gradient(chunk, weights):
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(8, 5, generator=generator), torch.randn(11, 5, generator=generator)
     labels = torch.randint(0, 11, (8,), generator=generator)
-    upstream = torch.randn(8, generator=generator)
+    upstream = torch.randn(2, 8, generator=generator) * torch.tensor(weights).unsqueeze(1)
     ours = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
     theirs = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
-    got, entropy = chosen_logprobs(*ours, labels, temperature=0.7, chunk=chunk)
+    got = torch.stack(chosen_logprobs(*ours, labels, temperature=0.7, chunk=chunk))
     logits = theirs[0] @ theirs[1].T
-    want = reference(logits, labels, 0.7)
+    want = torch.stack([reference(logits, labels, 0.7),
+                        torch.distributions.Categorical(logits=logits / 0.7).entropy()])
     torch.testing.assert_close(got, want)
-    torch.testing.assert_close(
-        entropy, torch.distributions.Categorical(logits=logits.detach() / 0.7).entropy()
-    )
-    assert not entropy.requires_grad
-    got.backward(upstream)
-    want.backward(upstream)
+    (got * upstream).sum().backward()
+    (want * upstream).sum().backward()
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_chosen_logprobs_pass_a_numerical_gradient_check():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+                      for shape in ((5, 3), (7, 3)))
+    labels = torch.tensor([0, 6, 3, 3, 1])
+    torch.autograd.gradcheck(lambda *parts: chosen_logprobs(*parts, labels, temperature=1.3, chunk=2), (hidden, weight))
+
+
+def test_chosen_logprobs_leave_out_what_is_not_asked_for_or_trained():
+    hidden, weight = torch.randn(4, 3), torch.randn(5, 3, requires_grad=True)
+    logprobs, entropy = chosen_logprobs(hidden, weight, torch.zeros(4, dtype=torch.int64), with_entropy=False)
+    assert entropy is None
+    logprobs.sum().backward()
+    assert hidden.grad is None and weight.grad is not None
+
+
+def test_chosen_logprobs_of_half_precision_states_are_float32():
+    hidden, weight = (torch.randn(4, 3).bfloat16().requires_grad_() for _ in range(2))
+    logprobs, entropy = chosen_logprobs(hidden, weight, torch.zeros(4, dtype=torch.int64))
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    logprobs.sum().backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("chunk", [2, 1000])
+def test_entropy_has_the_gradient_of_a_distributions(chunk):
+    logits, _ = example()
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    token_entropy(ours, temperature=0.7, chunk=chunk).sum().backward()
+    torch.distributions.Categorical(logits=theirs / 0.7).entropy().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_chosen_logprobs_never_hold_logits_of_more_than_a_chunk():
