@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from rlaif.bucketing import balance, padding_share, token_budget_batches
+from rlaif.bucketing import RowSizes, balance, balance_packed, packed_batches, padding_share, token_budget_batches
 
 
 def test_batches_by_hand():
@@ -73,3 +73,45 @@ def test_balance_spreads_rows_of_no_length_and_leaves_ranks_empty():
 def test_bounds_below_one_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- packed rows: completions of 2, 3, 4, 5, 1 tokens; prompts of 10, 10, 10, 6, 6 tokens, the first three one prompt
+
+SIZES = RowSizes([2, 3, 4, 5, 1], [10, 10, 10, 6, 6], [0, 0, 0, 1, 2])
+
+
+def test_tokens_alone_and_together_by_hand():
+    assert SIZES.lengths == [12, 13, 14, 11, 7]
+    assert SIZES.together([0, 2, 3]) == 2 + 4 + 10 + 5 + 6
+    assert RowSizes([5], [3], [0], num_completions=2).lengths == [11]
+
+
+def test_packed_batches_by_hand():
+    # apart: 57 tokens in batches of at most 30, so about 28 in each
+    assert packed_batches([0, 1, 2, 3, 4], SIZES, 30, share=False) == [[0, 1], [2, 3], [4]]
+    # together: 19 + 11 + 7 = 37 tokens, about 18 in each
+    assert packed_batches([0, 1, 2, 3, 4], SIZES, 30, share=True) == [[0, 1, 2], [3, 4]]
+    assert packed_batches([0, 3, 1, 4, 2], SIZES, 30, share=True) == [[0, 1, 2], [3, 4]]
+    assert packed_batches([], SIZES, 30, share=True) == []
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("max_tokens", [1, 25, 60, 10_000])
+def test_packed_batches_hold_every_row_once_within_the_budget(max_tokens, share):
+    draw = random.Random(0)
+    numbers = sorted(draw.randint(0, 12) for _ in range(60))
+    sizes = RowSizes([draw.randint(0, 20) for _ in numbers], [1 + number for number in numbers], numbers)
+    batches = packed_batches(range(60), sizes, max_tokens, share=share)
+    assert sorted(itertools.chain(*batches)) == list(range(60))
+    for rows in batches:
+        cost = sizes.together(rows) if share else sum(sizes.lengths[row] for row in rows)
+        assert len(rows) == 1 or cost <= max_tokens
+
+
+def test_prompts_stay_together_on_a_rank_unless_a_split_is_shorter():
+    # 19 | 11 + 7
+    assert balance_packed(SIZES, 2, share=True) == [[0, 1, 2], [3, 4]]
+    assert balance_packed(SIZES, 2, share=False) == balance(SIZES.lengths, 2)
+    # one prompt for all: a group on one rank would leave the other idle
+    one = RowSizes([20, 20, 20, 20], [4] * 4, [0] * 4)
+    assert sorted(map(len, balance_packed(one, 2, share=True))) == [2, 2]

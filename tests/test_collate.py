@@ -3,7 +3,8 @@ import random
 import pytest
 import torch
 
-from rlaif.collate import pad_right, plan, sequences, spread
+from rlaif.bucketing import RowSizes
+from rlaif.collate import pad_right, place, plan, plan_packed, sequences, spread
 
 
 def test_padding_goes_to_the_right_and_is_masked_by_length():
@@ -68,3 +69,22 @@ def test_a_rank_without_rows_gets_empty_micro_batches():
 
 def test_no_rows_make_no_micro_batches():
     assert plan([], 2, 8) == [[], []]
+
+
+def test_values_are_placed_at_the_true_entries_with_their_gradient():
+    flat = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    placed = place(flat, torch.tensor([[True, False], [True, True]]))
+    assert placed.tolist() == [[1.0, 0.0], [2.0, 3.0]]
+    (placed * torch.tensor([[1.0, 5.0], [2.0, 4.0]])).sum().backward()
+    assert flat.grad.tolist() == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_packed_plan_holds_every_row_once_and_as_many_micro_batches_on_every_rank(share):
+    generator = random.Random(0)
+    numbers = [number // 4 for number in range(22)]
+    sizes = RowSizes([generator.randint(1, 30) for _ in numbers], [5 + number for number in numbers], numbers)
+    for num_ranks in (1, 2, 3, 30):
+        found = plan_packed(sizes, num_ranks, 60, share=share)
+        assert len(found) == num_ranks and len({len(batches) for batches in found}) == 1
+        assert sorted(row for batches in found for batch in batches for row in batch) == list(range(22))
