@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -92,6 +93,36 @@ def test_several_epochs_and_minibatches_update_more_often(short_run: Run, tmp_pa
     assert run.steps[0]["reward"] == pytest.approx(short_run.steps[0]["reward"], abs=1e-4)
     assert run.steps[0]["clip_share"] >= 0 and run.steps[0]["max_logprob_gap"] <= 1e-4
     assert run.steps[0]["kl_per_token"] > short_run.steps[0]["kl_per_token"], "later minibatches see a moved policy"
+
+
+def test_the_best_weights_are_exported_and_every_evaluation_is_kept(tmp_path: Path) -> None:
+    run = run_short(tmp_path / "best", "evaluation.every=1", "evaluation.modes=[sampled,greedy]",
+                    "evaluation.select_by=greedy_reward", "evaluation.export=best")
+    lines = [json.loads(line) for line in (run.output_dir / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    rewards = [line["greedy_reward"] for line in lines]
+    assert run.summary["best_step"] == rewards.index(max(rewards))
+    assert run.summary["stopped"] is None and run.summary["greedy_reward_after"] == rewards[-1]
+    assert not (run.output_dir / "best").exists()
+    load_causal_lm(str(run.output_dir / "policy"), "float32")
+
+
+def test_a_run_that_has_gone_too_far_ends_early(tmp_path: Path) -> None:
+    run = run_short(tmp_path / "early", "evaluation.every=1", "evaluation.stop.kl_limit=1e-6")
+    assert run.summary["steps"] == 1 == len(run.steps)
+    assert "is above evaluation.stop.kl_limit 1e-06" in run.summary["stopped"]
+
+
+def test_dapo_goes_over_the_runs_own_file_and_replaces_groups_of_equal_rewards(tmp_path: Path) -> None:
+    folder = tmp_path / "dapo"
+    done = launch("launch/train.py", "configs/quickstart.yaml", "configs/algorithms/dapo.yaml", f"output_dir={folder}",
+                  *SHORT, "rollout.group_size=2")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    steps = Run(folder, done.stdout).steps
+    for step in steps:
+        assert step["num_trained"] == 8
+        assert step["num_rollouts"] == 8 + 2 * step["num_replaced_groups"]
+    assert sum(step["num_replaced_groups"] for step in steps) > 0
 
 
 def test_another_seed_gives_another_run(short_run: Run, tmp_path: Path) -> None:

@@ -8,40 +8,45 @@ import pytest
 import ray
 
 from actors.fleet import Fleet
-from actors.walk import walk
+from actors.walk import Order, walk
 from rlaif.batch import SCORED, check
 from rlaif.config import TrainConfig
 from rlaif.config_file import load
 from rlaif.preflight import check_train
 from rlaif.prompts import PromptStream
+from rlaif.rewards.config import RewardPartConfig
 from rlaif.scenes import explain_answer, judge
 from tests.real.conftest import ROOT
 
 NUM_GROUPS, GROUP_SIZE = 24, 8
 
 
-@pytest.fixture(scope="module")
-def walked(local_ray: None):
-    config = load(TrainConfig, ROOT / "configs" / "quickstart.yaml", ["output_dir=unused"])
+def walk_once(config: TrainConfig, num_groups: int):
     checked = check_train(config)
 
     async def go():
-        fleet = Fleet(config, checked.explainer, checked.judge)
+        fleet = Fleet(config, checked)
         try:
             await fleet.ready()
             await fleet.sync(0)
-            prompts = PromptStream(checked.train_rows, seed=5).next(NUM_GROUPS)
-            await walk(fleet, prompts.slice(0, 4), group_size=1, seed=1)     # warm-up
-            done = await walk(fleet, prompts, group_size=GROUP_SIZE, seed=1)
-            return done, [ray.get(reference) for reference in done.scored]
+            prompts = PromptStream(checked.train.rows, seed=5).next(num_groups)
+            await walk(fleet, prompts.slice(0, 4), Order(group_size=1, seed=1))     # warm-up
+            done = await walk(fleet, prompts, Order(group_size=GROUP_SIZE, seed=1))
+            greedy = [await walk(fleet, prompts, Order(1, seed, is_greedy=True)) for seed in (1, 2)]
+            return done, *([ray.get(reference) for reference in each.scored] for each in (done, *greedy))
         finally:
             fleet.stop()
 
     return asyncio.run(go())
 
 
+@pytest.fixture(scope="module")
+def walked(local_ray: None):
+    return walk_once(load(TrainConfig, ROOT / "configs" / "quickstart.yaml", ["output_dir=unused"]), NUM_GROUPS)
+
+
 def test_every_rollout_comes_out_once_fully_scored(walked) -> None:
-    _, tables = walked
+    _, tables, *_ = walked
     keys = [(row["group_id"], row["sample"]) for table in tables for row in check(table, SCORED).to_pylist()]
     assert sorted(keys) == [(group, sample) for group in range(NUM_GROUPS) for sample in range(GROUP_SIZE)]
 
@@ -52,7 +57,7 @@ def test_explanations_start_while_other_rollouts_still_decode(walked) -> None:
 
 
 def test_the_small_columns_say_what_the_payload_says(walked) -> None:
-    done, tables = walked
+    done, tables, *_ = walked
     payload = {(row["group_id"], row["sample"]): row for table in tables for row in table.to_pylist()}
     for row in done.summary.to_pylist():
         full = payload[row["group_id"], row["sample"]]
@@ -74,3 +79,23 @@ def test_the_shipped_reward_model_agrees_with_gold_on_the_start_policys_own_answ
     explained = [row["explanations"] == [explain_answer(row["prompt"], row["completion"])] for row in rows]
     assert sum(right) / len(right) >= 0.95
     assert sum(explained) / len(explained) >= 0.9
+
+
+def test_greedy_completions_do_not_depend_on_the_seed(walked) -> None:
+    first, second = ({row["group_id"]: row["completion"] for table in tables for row in table.to_pylist()}
+                     for tables in walked[2:])
+    assert first == second and len(first) == NUM_GROUPS
+
+
+def test_rules_and_a_second_judge_are_parts_beside_the_first(local_ray: None) -> None:
+    config = load(TrainConfig, ROOT / "configs" / "quickstart.yaml",
+                  ["output_dir=unused", "placement.learner.num_actors=1"])
+    config.rewards = [RewardPartConfig(kind="length_penalty", name="short", options={"longest": 8, "buffer": 8}),
+                      RewardPartConfig(name="exact", weight=2.0, options={"model": "gold:scenes",
+                                                                          "placement": {"num_cpus": 0.1}})]
+    _, tables, *_ = walk_once(config, 4)
+    for row in (row for table in tables for row in check(table, SCORED).to_pylist()):
+        parts = dict(row["reward_parts"])
+        assert parts["exact"] == dict(row["judge_verdicts"])["gold"]
+        assert -1 <= parts["short"] <= 0
+        assert row["reward"] == pytest.approx(parts["esfp"] + parts["short"] + 2 * parts["exact"], abs=1e-6)
