@@ -85,8 +85,10 @@ async def fit(options: FitOptions, spec: LearnerSpec, role: RoleConfig,
     try:
         started = time.perf_counter()
         gang = Gang(spec, placement, role.num_actors)
-        await within(gang.join(), READY_TIMEOUT_S, "learners")
+        remark = await within(gang.join(), READY_TIMEOUT_S, "learners")
         report.say(f"learners ready in {time.perf_counter() - started:.1f} s; {num_train} rows, {options.steps} steps")
+        if remark:
+            report.say(remark)
         progress = await _resume(gang, folder, report)
         dev_rows = ray.put(dev)
         parts, began = [], time.perf_counter()
