@@ -64,6 +64,7 @@ class AlgorithmConfig:
     kl_coefficient: float = 0.02        # reward per nat, >= 0; 0 holds no reference model
     kl_in: str = "loss"                 # loss | reward
     kl_estimator: str = "k3"            # k1 | k2 | k3
+    kl_unbiased: bool = False           # of loss: each token's KL times its ratio, so that its gradient is unbiased
     kl_target: float | None = None      # nats a completion, > 0: the coefficient adapts to reach it; null: fixed
     kl_horizon: int = 1000              # completions in which a KL 20 % off or more moves it by a factor exp(0.2), > 0
 
@@ -99,7 +100,7 @@ class AlgorithmConfig:
         for name, value, other, allowed in _TOGETHER:
             if getattr(self, name) == value and getattr(self, other) not in allowed:
                 names = " or ".join("null" if choice is None else choice for choice in allowed)
-                raise UserError(f"{other} must be {names} with {name} = {value}, got "
+                raise UserError(f"{other} must be {names} with {name} = {str(value).lower()}, got "
                                 f"{getattr(self, other)!r}; change one of the two")
         if self.advantage_limit is not None and self.advantage in TOKEN_ADVANTAGES:
             raise UserError(f"advantage_limit must be null with advantage = {self.advantage}, got "
@@ -125,13 +126,14 @@ _CHOICES = {
 }
 
 # (option, its value, other option, values of the other that go with it)
-_TOGETHER: tuple[tuple[str, str, str, tuple], ...] = (
+_TOGETHER: tuple[tuple[str, str | bool, str, tuple], ...] = (
     ("parts", "separate", "advantage", ("grpo",)),          # the others are linear in the reward, or have one return
     ("parts", "separate", "kl_in", ("loss",)),
     ("parts", "separate", "overlong", ("none", "mask")),    # a penalty's size would be divided out again
     ("advantage", "reinforce_pp", "whiten", ("none",)),     # normalises over the batch itself
     ("advantage", "reinforce_pp_baseline", "whiten", ("none",)),
     ("dynamic_sampling", "resample", "advantage", GROUP_ADVANTAGES),
+    ("kl_unbiased", True, "kl_in", ("loss",)),              # a reward has no gradient
     ("loss", "cispo", "ratio", ("token",)),
     ("loss", "cispo", "dual_clip", (None,)),
     ("ratio", "product", "mean", ("sequence",)),

@@ -35,6 +35,7 @@ class PolicyLossOptions:
     importance_floor: float = 0.0
     entropy_coefficient: float = 0.0
     kl_estimator: str = "k3"
+    kl_unbiased: bool = False
     kl_coefficient: float = 0.0         # of the KL in the loss; 0 where it is in the reward
 
 
@@ -45,7 +46,7 @@ def policy_loss_options(algorithm: AlgorithmConfig, kl_coefficient: float) -> Po
         dual_clip=algorithm.dual_clip, importance=algorithm.importance, importance_level=algorithm.importance_level,
         importance_cap=algorithm.importance_cap, importance_floor=algorithm.importance_floor,
         entropy_coefficient=algorithm.entropy_coefficient, kl_estimator=algorithm.kl_estimator,
-        kl_coefficient=kl_coefficient if algorithm.kl_in == "loss" else 0.0)
+        kl_unbiased=algorithm.kl_unbiased, kl_coefficient=kl_coefficient if algorithm.kl_in == "loss" else 0.0)
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,14 @@ def policy_loss(batch: PolicyBatch, options: PolicyLossOptions) -> tuple[Tensor,
         near       = clip(ratio, 1 - clip_low, 1 + clip_high)
         surrogate  = -min(ratio A, near A), where A < 0 at most dual_clip |A|       clipped
                    = -sg(near) A policy                                             cispo, sg: without gradient
+        kl         = kl_estimator(reference - policy), times exp(policy - proximal) where kl_unbiased
         importance = sg(exp(proximal - rollout)), at level sequence of the sum over the row;
                      truncate: at most importance_cap; mask: 0 outside importance_floor..importance_cap; none: 1
 
     A sequence's ratio takes its gradient token by token, as sg(ratio) exp(policy - sg(policy)). That is the gradient of
     the ratio itself where advantage and importance are one number a row; where they are not, each token keeps its own.
-    A product asks for one advantage a row.
+    A product asks for one advantage a row. k1 and k3 times the ratio have the gradient of KL(policy || reference) in
+    expectation over tokens of the proximal policy; without it, only k2 has, and only of the policy's own tokens.
 
     A log-probability that is wild at a masked-in token (NaN, or so far off that exp overflows where nothing clips)
     makes the loss NaN or inf: it is left to be seen rather than clamped. A ratio that overflows where it is clipped
@@ -104,7 +107,8 @@ def policy_loss(batch: PolicyBatch, options: PolicyLossOptions) -> tuple[Tensor,
     2402.14740), the completion as one action; cispo: MiniMax-M1 (2025, arXiv 2506.13585), eq. 4 and 5; proximal
     policy apart from the behaviour policy: Hilton et al. 2021 (arXiv 2110.00641); truncated weight: Yao et al. 2025,
     Your Efficient RL Framework Secretly Brings You Off-Policy RL Training; masked weight: Ling Team 2025 (arXiv
-    2510.18855), IcePop; KL in the loss: DeepSeekMath (Shao et al. 2024, arXiv 2402.03300), eq. 3 and 4.
+    2510.18855), IcePop; KL in the loss: DeepSeekMath (Shao et al. 2024, arXiv 2402.03300), eq. 3 and 4;
+    times the ratio: DeepSeek-V3.2 (2025, arXiv 2512.02556), section 3.1.
     """
     mask = batch.loss_mask
     policy = only(batch.policy_logprobs, mask)
@@ -123,7 +127,9 @@ def policy_loss(batch: PolicyBatch, options: PolicyLossOptions) -> tuple[Tensor,
         log_ratio = only(batch.reference_logprobs, mask).detach() - policy
         means["kl_per_token"] = k3(log_ratio.detach())
         if options.kl_coefficient > 0:
-            per_token = per_token + options.kl_coefficient * KL_ESTIMATORS[options.kl_estimator](log_ratio)
+            kl = KL_ESTIMATORS[options.kl_estimator](log_ratio)
+            per_token = per_token + options.kl_coefficient * (
+                torch.exp(policy - proximal) * kl if options.kl_unbiased else kl)
     elif options.kl_coefficient > 0:
         raise ValueError(f"kl_coefficient must be 0 without a reference policy, got {options.kl_coefficient}; set it "
                          "to 0 or give reference_logprobs")

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from rlaif.algorithm_config import AlgorithmConfig
+from rlaif.algorithm_config import MEANS, AlgorithmConfig
 from rlaif.metrics import merge, values
 from rlaif.policy_loss import PolicyBatch, PolicyLossOptions, policy_loss, policy_loss_options
 from rlaif.token_weights import token_weights
@@ -19,6 +19,8 @@ VARIANTS = {
     "cispo": dataclasses.replace(CLIPPED, loss="cispo", clip_low=0.4, clip_high=0.1),
     "k1": dataclasses.replace(CLIPPED, kl_estimator="k1"),
     "k2": dataclasses.replace(CLIPPED, kl_estimator="k2"),
+    "unbiased_k1": dataclasses.replace(CLIPPED, kl_estimator="k1", kl_unbiased=True),
+    "unbiased_k3": dataclasses.replace(CLIPPED, kl_unbiased=True, ratio="sequence", importance="none"),
     "no_importance": dataclasses.replace(CLIPPED, importance="none"),
     "masked_importance": dataclasses.replace(CLIPPED, importance="mask", importance_cap=1.5, importance_floor=0.6),
     "sequence_importance": dataclasses.replace(CLIPPED, importance_level="sequence", importance_cap=1.2),
@@ -78,6 +80,8 @@ def plain(batch, options, policy=None):
                 weight = 1.0
             d = reference[b][t] - policy[b][t]
             kl = {"k1": -d, "k2": d * d / 2, "k3": math.exp(d) - d - 1}[options.kl_estimator]
+            if options.kl_unbiased:
+                kl *= math.exp(policy[b][t] - proximal[b][t])
             total += weights[b] * (weight * term + options.kl_coefficient * kl
                                    - options.entropy_coefficient * entropy[b][t])
     return total
@@ -195,6 +199,22 @@ def test_kl_and_entropy_by_hand():
         assert values(metrics)["entropy"] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("estimator", "kl_unbiased", "is_on_policy"), [
+    ("k1", True, True), ("k3", True, True), ("k1", True, False), ("k3", True, False), ("k2", False, True)])
+def test_the_gradient_is_that_of_the_kl_in_expectation(estimator, kl_unbiased, is_on_policy):
+    logits = torch.tensor([0.3, -1.0, 0.8], dtype=torch.float64, requires_grad=True)
+    reference = torch.log_softmax(torch.tensor([1.0, 0.0, -0.5], dtype=torch.float64), 0)
+    policy = torch.log_softmax(logits, 0)
+    proximal = policy.detach() if is_on_policy else torch.log_softmax(torch.tensor([0.1, 0.2, 0.3]).double(), 0)
+    true = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)[0]
+    # one row a token of the vocabulary, as often as the proximal policy would have drawn it
+    batch = PolicyBatch(*(tensor.unsqueeze(1) for tensor in (policy, proximal, proximal, reference)),
+                        advantages=torch.zeros(3, 1), loss_mask=torch.ones(3, 1, dtype=torch.bool),
+                        token_weights=proximal.exp())
+    loss, _ = policy_loss(batch, PolicyLossOptions(kl_coefficient=1.0, kl_estimator=estimator, kl_unbiased=kl_unbiased))
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], true)
+
+
 def test_the_entropy_bonus_has_a_gradient():
     entropy = torch.rand(2, 2, dtype=torch.float64, requires_grad=True)
     policy_loss(by_hand(entropy=entropy), PolicyLossOptions(entropy_coefficient=0.2))[0].backward()
@@ -240,6 +260,29 @@ def test_loss_and_gradient_do_not_depend_on_the_split_into_micro_batches(name):
         torch.testing.assert_close(sum(part[0] for part in parts), loss)
         torch.testing.assert_close(torch.cat([part[1] for part in parts]), grad[rows])
         assert values(merge(part[2] for part in parts)) == pytest.approx(values(metrics))
+
+
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("name", ["ppo", "gspo", "cispo", "entropy"])
+def test_the_loss_of_a_step_is_the_same_on_any_number_of_ranks_and_micro_batches(name, mean):
+    batch, groups = example(), torch.tensor([3, 0, 3, 1, 0, 1])
+    weights = token_weights(mean, batch.loss_mask.sum(1), groups, 5, torch.tensor([1.0, 2, 1, 1, 0.5, 3]))
+    loss, grad, _ = run(dataclasses.replace(batch, token_weights=weights), VARIANTS[name])
+    # every rank knows all rows, weighs them, and trains its share, padded to the longest of it only
+    order = torch.tensor([4, 2, 5, 0, 3, 1])
+    total, grads = 0.0, torch.zeros_like(grad)
+    for rank in ([[0], [1, 2]], [[3, 4, 5]]):
+        known = token_weights(mean, batch.loss_mask[order].sum(1), groups[order], 5,
+                              torch.tensor([1.0, 2, 1, 1, 0.5, 3])[order])
+        for places in rank:
+            rows = order[places]
+            width = max(1, int((batch.loss_mask[rows] * torch.arange(1, 6)).max()))
+            part = of_tokens(rows_of(batch, rows), lambda _, tensor, end=width: tensor[:, :end])
+            got = run(dataclasses.replace(part, token_weights=known[places]), VARIANTS[name])
+            total += got[0].item()
+            grads[rows, :width] = got[1]
+    assert total == pytest.approx(loss.item(), rel=1e-9)
+    torch.testing.assert_close(grads, grad)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -342,7 +385,7 @@ def test_a_term_whose_input_is_missing_is_refused():
 def test_the_options_are_those_of_the_algorithm():
     algorithm = AlgorithmConfig(dual_clip=3.0, clip_low=0.1, clip_high=0.4, importance="mask",
                                 importance_level="sequence", importance_cap=4.0, importance_floor=0.25,
-                                entropy_coefficient=0.01, kl_estimator="k2", ratio="sequence")
+                                entropy_coefficient=0.01, kl_estimator="k2", kl_unbiased=True, ratio="sequence")
     options = policy_loss_options(algorithm, 0.3)
     for field in dataclasses.fields(options):
         if field.name != "kl_coefficient":
