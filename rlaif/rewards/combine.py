@@ -23,7 +23,9 @@ from rlaif.rewards.plan import RewardPlan
 from rlaif.rewards.transforms import gated, transformed
 from rlaif.statistics import rows_by_key
 
-__all__ = ["Combined", "combine", "row_name"]
+__all__ = ["LARGEST", "Combined", "combine", "row_name"]
+
+LARGEST = 3.4e38        # what the float32 of a batch holds
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def combine(values: Mapping[str, Sequence[float | None]], group_ids: Sequence[in
 
     A row that no part judged takes the mean reward of its group's other rows (0 where there are none), so that it
     neither wins nor loses: only as many such rows pass as the parts may skip. Raises UserError, naming row and part,
-    for more of them and for a value or a reward that is not finite.
+    for more of them, for a value that is not finite, and for a term or a reward that a float32 does not hold.
     """
     groups = [np.asarray(rows) for rows in rows_by_key(list(group_ids), len(group_ids)).values()]
     raw = {str(part.name): _column(values[str(part.name)], str(part.name), group_ids, samples) for part in plan.parts}
@@ -53,9 +55,10 @@ def combine(values: Mapping[str, Sequence[float | None]], group_ids: Sequence[in
     for rows in groups:
         known = rewards[rows][judged[rows]]
         rewards[rows[~judged[rows]]] = math.fsum(known) / len(known) if len(known) else 0.0
-    for row in np.flatnonzero(~np.isfinite(rewards.astype(np.float32))):
-        raise UserError(f"reward must be finite, got {rewards[row]:g} in {row_name(row, group_ids, samples)}; lower "
-                        "the weights or clip the parts")
+    for name, column in [("reward", rewards), *((f"term of reward part {name}", added[name]) for name in added)]:
+        for row in np.flatnonzero(np.abs(column) > LARGEST):
+            raise UserError(f"{name} must be at most {LARGEST:g}, got {column[row]:g} in "
+                            f"{row_name(row, group_ids, samples)}; lower the weights or clip the parts")
     metrics = _metrics(plan, raw, terms, found) | {"rows_unjudged": Sum(int((~judged).sum()))}
     return Combined(rewards.tolist(), {name: _listed(column) for name, column in added.items()}, metrics)
 

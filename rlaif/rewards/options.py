@@ -114,7 +114,7 @@ class BleuOptions:
         positive(self, "max_order")
 
 
-ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+ROUGE_VARIANTS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ROUGE_MEASURES = ("fmeasure", "precision", "recall")
 
 
@@ -122,13 +122,13 @@ ROUGE_MEASURES = ("fmeasure", "precision", "recall")
 class RougeOptions:
     """Of kind rouge."""
 
-    kind: str = "rougeL"                # rouge1 | rouge2 | rougeL | rougeLsum (sentences are lines)
+    variant: str = "rougeL"             # rouge1 | rouge2 | rougeL | rougeLsum (sentences are lines)
     measure: str = "fmeasure"           # fmeasure | precision | recall
     words: str = "package"              # package (rouge-score's own: a-z and 0-9) | unicode (words of any script)
     stemmer: bool = False               # English endings are cut off; with words: package
 
     def __post_init__(self) -> None:
-        one_of(self, "kind", ROUGE_KINDS)
+        one_of(self, "variant", ROUGE_VARIANTS)
         one_of(self, "measure", ROUGE_MEASURES)
         one_of(self, "words", ("package", "unicode"))
         require(not self.stemmer or self.words == "package", "stemmer", "false with words: unicode", self.stemmer)
