@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,20 @@ from rlaif.training_batch import ORDER, chosen_rows
 STAGES = ("rollout", "explain", "score", "learn", "sync")
 
 
+@dataclass
+class Tally:
+    """What adds up over the steps of a run."""
+
+    loop_s: float = 0.0             # seconds
+    num_rollouts: int = 0
+    max_logprob_gap: float = 0.0    # nats
+
+    def add(self, step_values: Mapping[str, Any]) -> None:
+        self.loop_s += step_values["step_s"]
+        self.num_rollouts += step_values["num_rollouts"]
+        self.max_logprob_gap = max(self.max_logprob_gap, step_values["max_logprob_gap"])
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a training came to, for summary.json."""
@@ -35,9 +49,7 @@ class Trained:
     steps: int                      # that were made
     stopped: str | None             # why there were not more, where the run asked for more
     best_step: int | None           # of evaluation.select_by; None where that is not given
-    loop_s: float                   # seconds of the steps
-    num_rollouts: int
-    max_logprob_gap: float          # nats
+    tally: Tally
     checksum: str                   # of the last weights
 
 
@@ -48,41 +60,34 @@ async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream, held_ou
     labels: what the slots' classes are called where samples are shown. driver_clock: tells the CPU seconds that this
     process has spent so far.
     """
-    controller = kl_controller(config.algorithm)
-    checksum = await fleet.sync(0)
-    stopped = await held_out.evaluate(0)
-    before, step, gap, loop_s, num_rollouts = held_out.figures, 0, 0.0, 0.0, 0
+    controller, tally, step = kl_controller(config.algorithm), Tally(), 0
+    checksum = await fleet.sync(step)
+    await held_out.evaluate(step)
+    before, stopped = held_out.figures, None
     while step < config.steps and stopped is None:
         step += 1
         started, driver = time.perf_counter(), driver_clock()
         done, choice = await roll_out(config, fleet, stream)
-        learn_started = time.perf_counter()
         chosen = chosen_rows(done.summary, choice.kept)
-        learned = values(await fleet.learners.update_policy(ray.put(chosen), controller.coefficient, done.scored))
-        learn_s = time.perf_counter() - learn_started
-        sync_started = time.perf_counter()
-        checksum = await fleet.sync(step)
-        seconds = {f"{stage}_s": clock.seconds for stage, clock in done.clocks.items()} | {
-            "learn_s": learn_s, "sync_s": time.perf_counter() - sync_started}
+        with done.timed("learn"):
+            learned = values(await fleet.learners.update_policy(ray.put(chosen), controller.coefficient, done.scored))
+        with done.timed("sync"):
+            checksum = await fleet.sync(step)
         # What was measured on all rollouts goes over what the learners measured on those they trained on.
-        step_values = learned | rollout_values(done, choice, config.algorithm) | stream.figures() | seconds | {
-            "kl_coefficient": controller.coefficient, "num_trained": chosen.num_rows,
-            "step_s": time.perf_counter() - started, "driver_s": driver_clock() - driver,
-            "policy_version": step, "checksum": checksum}
+        step_values = learned | rollout_values(done, choice, config.algorithm) | stream.figures() | done.seconds | {
+            "kl_coefficient": controller.coefficient, "num_trained": chosen.num_rows, "policy_version": step,
+            "step_s": time.perf_counter() - started, "driver_s": driver_clock() - driver, "checksum": checksum}
         if controller.target is not None:
             controller = controller.after(learned["kl"], chosen.num_rows)
-        gap = max(gap, step_values["max_logprob_gap"])
-        loop_s, num_rollouts = loop_s + step_values["step_s"], num_rollouts + step_values["num_rollouts"]
+        tally.add(step_values)
         _tell(step, config, step_values, done, labels, report, watch)
         if held_out.is_due(step):
             stopped = await held_out.evaluate(step)
     if step == config.steps:
-        stopped = None
+        stopped = None      # it was the last one anyway
     if stopped is not None:
         report.say(f"ends after step {step} of {config.steps}: {stopped}")
-    return Trained(before=before, after=held_out.figures, steps=step, stopped=stopped,
-                   best_step=held_out.known.best_step, loop_s=loop_s, num_rollouts=num_rollouts,
-                   max_logprob_gap=max(gap, held_out.figures.get("max_logprob_gap", 0.0)), checksum=checksum)
+    return Trained(before, held_out.figures, step, stopped, held_out.known.best_step, tally, checksum)
 
 
 async def roll_out(config: TrainConfig, fleet: Fleet, stream: PromptStream) -> tuple[Walk, Choice]:

@@ -108,13 +108,15 @@ def export_folder(output_dir: str) -> str:
 
 def _summary(config: TrainConfig, trained: Trained, num_test_prompts: int, watch: Stopwatch, peak_gb: float
              ) -> dict[str, Any]:
+    tally = trained.tally
     sides = {f"{name}_{when}": value for when, found in (("before", trained.before), ("after", trained.after))
              for name, value in found.items() if name not in ("kl", "max_logprob_gap")}
     return {
         "steps": trained.steps, "seed": config.seed, **sides, "kl": trained.after.get("kl"),
         "stopped": trained.stopped, "best_step": trained.best_step,
-        "wall_s": {**watch.seconds, "loop": trained.loop_s, "total": watch.total},
-        "samples_per_s": trained.num_rollouts / trained.loop_s, "peak_rss_gb": peak_gb,
-        "max_logprob_gap": trained.max_logprob_gap, "num_test_prompts": num_test_prompts,
+        "wall_s": {**watch.seconds, "loop": tally.loop_s, "total": watch.total},
+        "samples_per_s": tally.num_rollouts / tally.loop_s, "peak_rss_gb": peak_gb,
+        "max_logprob_gap": max(tally.max_logprob_gap, trained.after.get("max_logprob_gap", 0.0)),
+        "num_test_prompts": num_test_prompts,
         "weights_checksum": trained.checksum, "versions": versions(),
     }

@@ -9,7 +9,9 @@ The driver holds references and small columns; completions and explanations stay
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +69,19 @@ class Walk:
     num_rounds: int = 0
     clocks: dict[str, StageClock] = field(default_factory=lambda: {
         "rollout": StageClock(), "explain": StageClock(), "score": StageClock()})
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """The time inside is that of a stage which comes after the walk."""
+        clock = self.clocks[stage] = StageClock()
+        clock.enter()
+        yield
+        clock.leave(self.num_rows)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each stage took, as <stage>_s."""
+        return {f"{stage}_s": clock.seconds for stage, clock in self.clocks.items()}
 
     @property
     def num_rows(self) -> int:

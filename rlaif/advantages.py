@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from rlaif.gae import discounted_sums, whiten
 from rlaif.metrics import Mean, Metric
 
-__all__ = ["ADVANTAGES", "dr_grpo", "group_statistics", "grpo", "grpo_of_parts", "reinforce", "reinforce_pp",
+__all__ = ["dr_grpo", "group_statistics", "grpo", "grpo_of_parts", "reinforce", "reinforce_pp",
            "reinforce_pp_baseline", "rloo"]
 
 
@@ -139,14 +138,6 @@ def reinforce(rewards: Tensor, baseline: float | None) -> Tensor:
         return rewards - baseline
     others = max(1, len(rewards) - 1)
     return rewards - (rewards.sum() - rewards) / others
-
-
-# name in the config -> (rewards [N], group_index [N]) -> advantages [N]
-ADVANTAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "rloo": rloo,
-}
 
 
 def group_statistics(rewards: Tensor, group_index: Tensor) -> dict[str, Metric]:

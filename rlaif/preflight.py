@@ -14,6 +14,7 @@ from rlaif.models import load_tokenizer, refuse_incomplete
 from rlaif.prompts import PromptSet, read_prompts
 from rlaif.reward_config import JudgeConfig
 from rlaif.rewards.plan import RewardPlan, plan_rewards
+from rlaif.rewards.rules import check_rules
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def find_rewards(config: TrainConfig) -> tuple[RewardPlan, dict[str, Judge]]:
         kind = find_judge(JudgeConfig(reward=config.reward)).kind
         name = kind if kind in ("gold", "generative") else name
     plan = plan_rewards(config.reward, config.rewards, name)
+    check_rules(plan.functions, config.prompts.has_references)
     judges = {}
     for part in plan.judges:
         try:

@@ -4,9 +4,7 @@ import pytest
 
 from rlaif import config as config_module
 from rlaif import reward_config
-from rlaif.advantages import ADVANTAGES
 from rlaif.config import (
-    AlgorithmConfig,
     EngineConfig,
     EvaluationConfig,
     ExplainerConfig,
@@ -27,7 +25,6 @@ from rlaif.config import (
     WeightSyncConfig,
 )
 from rlaif.gold import GOLD
-from rlaif.losses import KL_ESTIMATORS, LossOptions
 from rlaif.reward_config import (
     EvaluateConfig,
     JudgedDataConfig,
@@ -77,12 +74,6 @@ def test_the_defaults_of_every_field_are_in_range(kind):
         (RewardConfig, "max_tokens_per_batch", [0]),
         (PromptsConfig, "num_train", [0, -1]),
         (PromptsConfig, "num_test", [0]),
-        (AlgorithmConfig, "clip_low", [-0.1, 1.1]),
-        (AlgorithmConfig, "clip_high", [-0.1]),
-        (AlgorithmConfig, "kl_coefficient", [-0.1, NAN]),
-        (AlgorithmConfig, "kl_estimator", ["k9"]),
-        (AlgorithmConfig, "importance_cap", [0.5]),
-        (AlgorithmConfig, "num_minibatches", [0]),
         (LearnerConfig, "optimizer", ["sgd"]),
         (LearnerConfig, "schedule", ["step"]),
         (LearnerConfig, "learning_rate", [0.0, NAN, INFINITE]),
@@ -174,16 +165,5 @@ def test_the_choices_of_the_config_are_those_of_the_modules_that_serve_them():
         assert slot_template(TemplateConfig(text=text, head=head, slots=slots)).head == head
     for kind in COLUMNS:
         JudgedDataConfig("rows.jsonl", kind=kind)
-    for name in KL_ESTIMATORS:
-        AlgorithmConfig(kl_estimator=name)
     for name in GOLD:
         EvaluationConfig(gold=name)
-    assert AlgorithmConfig().advantage in ADVANTAGES
-
-
-@pytest.mark.parametrize("changes", [
-    {"clip_low": 1.0}, {"clip_high": 0.0}, {"importance_cap": None}, {"importance_cap": 1.0}, {"kl_coefficient": 0.0}])
-def test_what_the_algorithm_config_accepts_the_loss_accepts(changes):
-    config = AlgorithmConfig(**changes)
-    names = [field.name for field in dataclasses.fields(LossOptions)]
-    LossOptions(**{name: getattr(config, name) for name in names})

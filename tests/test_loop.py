@@ -64,7 +64,7 @@ def test_every_step_trains_on_its_groups_and_is_told(tmp_path, monkeypatch):
     result, console = trained(fleet, settings, monkeypatch)
     assert [groups for groups, _ in fleet.learners.trained] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11],
                                                                 [12, 13, 14, 15]]
-    assert isinstance(result, Trained) and (result.steps, result.stopped, result.num_rollouts) == (4, None, 32)
+    assert isinstance(result, Trained) and (result.steps, result.stopped, result.tally.num_rollouts) == (4, None, 32)
     steps = lines(tmp_path, "metrics.jsonl")
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     for step in steps:

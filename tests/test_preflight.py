@@ -60,6 +60,15 @@ def test_rules_alone_need_neither_judge_nor_explainer(config):
         check_train(config)
 
 
+def test_a_rule_that_reads_references_asks_for_them(config):
+    config.rewards = [RewardPartConfig(kind="exact_match")]
+    with pytest.raises(UserError, match=r"^prompts.reference_column must be given with reward part exact_match of kind "
+                                        r"exact_match, got null; "):
+        check_train(config)
+    config.prompts = dataclasses.replace(config.prompts, reference_column="reference")
+    assert [part.name for part in check_train(config).plan.functions] == ["exact_match"]
+
+
 def test_a_judge_of_a_part_that_is_not_there_is_named_with_its_part(config, tmp_path):
     config.rewards = [RewardPartConfig(name="second", options={"model": str(tmp_path / "none")})]
     with pytest.raises(UserError, match=r"^reward.model must be .* which is not there \(in reward part second\)$"):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from actors.held_out import best_folder
-from actors.loop import Trained
+from actors.loop import Tally, Trained
 from actors.run import _export, _summary, export_folder
 from rlaif.config import EvaluationConfig, PromptsConfig, RewardConfig, TrainConfig
 from rlaif.report import Report, Stopwatch
@@ -14,7 +14,7 @@ from tests.fake_fleet import Learners
 
 TRAINED = Trained(before={"reward": 0.25, "gold": 0.5, "kl": 0.0, "max_logprob_gap": 0.0},
                   after={"reward": 0.75, "gold": 0.625, "kl": 1.5, "max_logprob_gap": 1e-6, "greedy_reward": 1.0},
-                  steps=3, stopped=None, best_step=2, loop_s=4.0, num_rollouts=48, max_logprob_gap=1e-5, checksum="ab")
+                  steps=3, stopped=None, best_step=2, tally=Tally(4.0, 48, 1e-5), checksum="ab")
 
 
 def config(folder, **evaluation):
