@@ -15,6 +15,7 @@ import ray
 
 from actors.cluster import connect
 from actors.fleet import Fleet, roles
+from actors.function_parts import check_functions
 from actors.held_out import HeldOut, best_folder
 from actors.loop import Trained, train
 from actors.placement import refuse_too_large
@@ -36,6 +37,7 @@ def run_training(config: TrainConfig) -> None:
         return
     watch = Stopwatch()
     checked = check_train(config)
+    check_functions(checked.plan.functions, config.placement.ready_timeout_s)
     asked, config = config, with_absolute_paths(config)     # actors may run in another folder
     where = connect()
     try:
