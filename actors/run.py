@@ -26,6 +26,7 @@ from rlaif.models import absolute
 from rlaif.preflight import Checked, check_train
 from rlaif.prompts import PromptStream, in_order
 from rlaif.report import Report, Stopwatch, before_after_table, write_json
+from rlaif.rewards.plan import RewardPlan
 from rlaif.run_folder import claim, finish, refuse_other_run
 from rlaif.versions import versions
 
@@ -39,6 +40,7 @@ def run_training(config: TrainConfig) -> None:
     checked = check_train(config)
     check_functions(checked.plan.functions, config.placement.ready_timeout_s)
     asked, config = config, with_absolute_paths(config)     # actors may run in another folder
+    checked = dataclasses.replace(checked, plan=with_absolute_files(checked.plan))
     where = connect()
     try:
         refuse_too_large(roles(config, checked.explainer, checked.plan), ray.cluster_resources())
@@ -63,6 +65,16 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         config, output_dir=str(Path(config.output_dir).resolve()),
         policy=dataclasses.replace(config.policy, model=absolute(config.policy.model)),
         reward=dataclasses.replace(config.reward, model=absolute(config.reward.model)))
+
+
+def with_absolute_files(plan: RewardPlan) -> RewardPlan:
+    """`plan` with the local folders and files that its rules read seen from anywhere."""
+    parts = []
+    for part in plan.parts:
+        there = {name: str(Path(part.options[name]).resolve()) for name in ("encoder", "schema_file")
+                 if part.kind != "function" and part.options.get(name) and Path(part.options[name]).exists()}
+        parts.append(dataclasses.replace(part, options=part.options | there))
+    return dataclasses.replace(plan, parts=tuple(parts))
 
 
 async def _train(config: TrainConfig, checked: Checked, report: Report, watch: Stopwatch,

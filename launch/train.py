@@ -1,4 +1,4 @@
-"""Trains a policy: `python launch/train.py configs/quickstart.yaml [key=value ...]`."""
+"""Trains a policy: `python launch/train.py configs/quickstart.yaml [configs/algorithms/dapo.yaml] [key=value ...]`."""
 
 import sys
 

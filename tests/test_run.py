@@ -7,9 +7,11 @@ import pytest
 
 from actors.held_out import best_folder
 from actors.loop import Tally, Trained
-from actors.run import _export, _summary, export_folder
+from actors.run import _export, _summary, export_folder, with_absolute_files
 from rlaif.config import EvaluationConfig, PromptsConfig, RewardConfig, TrainConfig
 from rlaif.report import Report, Stopwatch
+from rlaif.rewards.config import RewardPartConfig
+from rlaif.rewards.plan import plan_rewards
 from tests.fake_fleet import Learners
 
 TRAINED = Trained(before={"reward": 0.25, "gold": 0.5, "kl": 0.0, "max_logprob_gap": 0.0},
@@ -58,3 +60,16 @@ def test_the_summary_has_every_figure_before_and_after_and_what_the_run_took(tmp
         "greedy_reward_after": 1.0, "kl": 1.5, "stopped": None, "best_step": 2, "samples_per_s": 12.0,
         "peak_rss_gb": 1.5, "max_logprob_gap": 1e-5, "num_test_prompts": 6, "weights_checksum": "ab"}
     assert summary["wall_s"]["loop"] == 4.0 and "ray" in summary["versions"]
+
+
+def test_files_that_rules_read_are_seen_from_anywhere_and_names_stay_names(tmp_path, monkeypatch):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "answer.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    parts = [RewardPartConfig(kind="semantic_similarity", name="near", options={"encoder": "encoder"}),
+             RewardPartConfig(kind="semantic_similarity", name="hub", options={"encoder": "owner/name"}),
+             RewardPartConfig(kind="json_schema", options={"schema_file": "answer.json"}),
+             RewardPartConfig(kind="function", name="mine", function="a:b", options={"encoder": "encoder"})]
+    found = with_absolute_files(plan_rewards(RewardConfig(), parts)).parts
+    assert [part.options.get("encoder") or part.options.get("schema_file") for part in found] == [
+        str(tmp_path / "encoder"), "owner/name", str(tmp_path / "answer.json"), "encoder"]
