@@ -65,7 +65,7 @@ class FunctionParts:
         finally:
             wait(asked.values())        # a process takes one call at a time
         found = {name: found[name] for name in self._parts}
-        metrics = {f"part_{name}_{what}": metric for name, (_, measured) in found.items()
+        metrics = {f"{what}_{name}": metric for name, (_, measured) in found.items()
                    for what, metric in measured.items()}
         return parts_table(rollouts, {name: values for name, (values, _) in found.items()}, self._version), metrics
 
@@ -79,7 +79,7 @@ class FunctionParts:
         started, metrics = time.perf_counter(), {}
         call = self._processes[name].call if name in self._processes else self._rule(name, metrics)
         values, num_skipped = ask(call, columns, name, self._skips[name])
-        return values, metrics | {"skipped": Sum(num_skipped), "s": Sum(time.perf_counter() - started)}
+        return values, metrics | {"skipped": Sum(num_skipped), "seconds": Sum(time.perf_counter() - started)}
 
     def _rule(self, name: str, metrics: dict[str, Metric]) -> Callable[[Columns], Answer]:
         """The rule as a call like that of a process; what it counts lands in `metrics`."""

@@ -65,14 +65,14 @@ def test_every_part_answers_every_row_in_the_order_of_the_plan(started):
         ("exact_match", 0, None), ("exact_match", 1, None), ("regex", 0, 1.0), ("regex", 1, 0.0)]
     assert {row["group_id"] for row in rows} == {7}
     assert len({row["reward_version"] for row in rows}) == 1
-    assert metrics["part_words_skipped"] == Sum(0) and values(metrics)["part_regex_s"] > 0
+    assert metrics["skipped_words"] == Sum(0) and values(metrics)["seconds_regex"] > 0
 
 
 def test_a_row_that_is_skipped_is_not_judged_and_counted(started):
     parts = started(part("function", name="new", function="parts_of_a_user:refuses_repetition", max_skipped=1))
     found, metrics = parts.values(ROWS)
     assert found["value"].to_pylist() == [1.0, None]
-    assert metrics["part_new_skipped"] == Sum(1)
+    assert metrics["skipped_new"] == Sum(1)
     with pytest.raises(UserError, match=r"reward part new must not raise, got ValueError: nothing new .* in row 1 "
                                         r"\(group_id 7, sample 1\); mend it, or let max_skipped rows pass \(1 may, 2 "):
         parts.values(ROWS)

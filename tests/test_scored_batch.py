@@ -140,7 +140,7 @@ def test_all_parts_make_one_reward_by_hand():
     assert rows[0]["reward_terms"] == [("esfp", 1.0), ("rouge", 0.5), ("bleu", 0.0)]
     assert rows[3]["reward_terms"] == [("esfp", 4.0), ("bleu", 0.0)]
     assert summary.select(list(SUMMARY_COLUMNS)).equals(found.select(list(SUMMARY_COLUMNS)))
-    assert values(metrics)["part_rouge_absent"] == 1.0
+    assert values(metrics)["absent_rouge"] == 1.0
 
 
 def test_the_rest_of_a_judged_row_is_kept():

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.config_checks import UserError
-from rlaif.metrics import Mean, Metric, Sum
+from rlaif.metrics import Metric, Sum
 from rlaif.rewards.config import RewardPartConfig
 from rlaif.rewards.plan import RewardPlan
 from rlaif.rewards.transforms import gated, transformed
@@ -109,15 +109,13 @@ def _refuse_unjudged(judged: NDArray, allowed: int, group_ids: Sequence[int], sa
 
 def _metrics(plan: RewardPlan, raw: Mapping[str, NDArray], terms: Mapping[str, NDArray], found: Mapping[str, NDArray]
              ) -> dict[str, Metric]:
-    """Of each part the mean of its values, and in how many rows it did not judge; of each gate how often it acted."""
+    """Of each part in how many rows it did not judge; of each gate in how many rows it changed the term."""
     metrics: dict[str, Metric] = {}
     for part in plan.parts:
         name = str(part.name)
-        column = raw[name][~np.isnan(raw[name])]
-        metrics[f"part_{name}"] = Mean(math.fsum(column), len(column))
-        metrics[f"part_{name}_absent"] = Sum(len(raw[name]) - len(column))
+        metrics[f"absent_{name}"] = Sum(int(np.isnan(raw[name]).sum()))
         if part.gate != "none":
-            metrics[f"part_{name}_gated"] = Sum(int(((found[name] != terms[name]) & ~np.isnan(terms[name])).sum()))
+            metrics[f"gated_{name}"] = Sum(int(((found[name] != terms[name]) & ~np.isnan(terms[name])).sum()))
     return metrics
 
 

@@ -31,7 +31,7 @@ def test_terms_are_added_by_weight_by_hand():
 def test_a_part_of_weight_0_is_watched_and_not_added():
     found = rewards_of({"a": [1.0], "b": [5.0]}, [{"name": "a"}, {"name": "b", "weight": 0.0}])
     assert (found.rewards, found.terms) == ([1.0], {"a": [1.0]})
-    assert plain(found.metrics)["part_b"] == 5.0
+    assert plain(found.metrics) == {"absent_a": 0.0, "absent_b": 0.0, "rows_unjudged": 0.0}
 
 
 def test_the_weights_of_the_others_make_up_for_a_part_that_did_not_judge():
@@ -41,7 +41,7 @@ def test_the_weights_of_the_others_make_up_for_a_part_that_did_not_judge():
     assert found.rewards == [21.0, 12.0, -6.0]
     assert found.terms["c"] == [None, 1.0, 1.0]
     measured = plain(found.metrics)
-    assert (measured["part_a_absent"], measured["part_c_absent"], measured["part_a"]) == (1.0, 1.0, 2.0)
+    assert (measured["absent_a"], measured["absent_b"], measured["absent_c"]) == (1.0, 1.0, 1.0)
 
 
 def test_equal_terms_give_an_equal_reward_whoever_is_absent():
@@ -60,7 +60,7 @@ def test_transform_comes_before_gate_and_gate_before_weight():
     found = rewards_of(values, parts, group_ids=[7, 7, 8, 8])
     assert found.terms["style"] == [1.0, 0.0, 0.0, 0.0]
     assert found.rewards == [2.5, 0.0, 2.0, 0.0]
-    assert plain(found.metrics)["part_style_gated"] == 1.0      # the 1 of row 3; row 1 was 0 anyway
+    assert plain(found.metrics)["gated_style"] == 1.0      # the 1 of row 3; row 1 was 0 anyway
 
 
 def test_a_pure_gate_multiplies_the_others():
