@@ -146,7 +146,7 @@ def test_a_function_that_hangs_is_ended_in_time(process, tmp_path):
 
 
 def test_after_a_hang_the_next_call_has_a_process_of_its_own(process, tmp_path):
-    mine = process("hangs_once", timeout_s=2.0, note=str(tmp_path / "note"))
+    mine = process("hangs_once", timeout_s=1.0, note=str(tmp_path / "note"))
     skips = Skips(4)
     assert ask(mine.call, ROWS, "mine", skips) == ([None] * 4, 4)
     assert ask(mine.call, ROWS, "mine", skips) == ([1.0] * 4, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from rlaif.config_checks import UserError
@@ -48,21 +48,25 @@ def _json_schema(schema: dict, schema_file: str | None, parsed_value: float) -> 
 
 
 def _similarity(**options: Any) -> Callable[..., tuple[Values, int]]:
-    from rlaif.rewards.semantic import SentenceEncoder, similarities  # transformers, which the others do not need
+    from rlaif.rewards.semantic import similarities
 
-    return partial(similarities, SentenceEncoder.load(**options, device=_device()))
+    return partial(similarities, _encoder(**options))
 
 
 def _diversity(**options: Any) -> Callable[..., tuple[Values, int]]:
-    from rlaif.rewards.semantic import SentenceEncoder, diversities
+    from rlaif.rewards.semantic import diversities
 
-    return partial(diversities, SentenceEncoder.load(**options, device=_device()))
+    return partial(diversities, _encoder(**options))
 
 
-def _device() -> str:
+@lru_cache(maxsize=1)
+def _encoder(**options: Any) -> Any:
+    """The encoder; parts that ask for the same one in turn share it."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    from rlaif.rewards.semantic import SentenceEncoder      # transformers, which the other rules do not need
+
+    return SentenceEncoder.load(**options, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 RULES: dict[str, Rule] = {

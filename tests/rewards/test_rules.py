@@ -52,6 +52,12 @@ def test_rules_by_an_encoder_also_count_what_they_cut(encoder):
     assert values[0] == pytest.approx(values[1], abs=1e-6) and values[2] is None
 
 
+def test_rules_that_follow_each_other_share_an_encoder(encoder):
+    options = part("semantic_similarity", encoder=encoder).options
+    first, second = (RULES[kind].make(**options) for kind in ("semantic_similarity", "semantic_diversity"))
+    assert first.args[0] is second.args[0]
+
+
 def test_rules_that_run_patterns_of_the_users_have_a_time_limit():
     assert {kind for kind, rule in RULES.items() if rule.may_hang} == {"exact_match", "regex", "json_schema"}
 
