@@ -64,7 +64,7 @@ def _encoder(**options: Any) -> Any:
     """The encoder; parts that ask for the same one in turn share it."""
     import torch
 
-    from rlaif.rewards.semantic import SentenceEncoder      # transformers, which the other rules do not need
+    from rlaif.rewards.semantic import SentenceEncoder  # transformers, which the other rules do not need
 
     return SentenceEncoder.load(**options, device="cuda" if torch.cuda.is_available() else "cpu")
 
