@@ -63,9 +63,9 @@ def _objective(spec: LearnerSpec, tokenizer: PreTrainedTokenizerBase) -> Objecti
 
 @ray.remote
 class LearnerActor:
-    """Verbs: `join`; `update`, `measure`, `judge` (supervised, preference and reward training); `update_policy`, `drift`;
-    `save`; `save_state` and `load_state` (to go on where another gang stopped); `publish` (weights to the object store) or
-    `open_channel` and `send` (straight to the engines)."""
+    """Verbs: `join`; `update`, `measure`, `judge` (supervised, preference and reward training); `update_policy` and
+    `drift`; `save`; `save_state` and `load_state` (to go on where another gang stopped); `publish` (weights to the
+    object store) or `open_channel` and `send` (straight to the engines)."""
 
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
         self._spec, self._rank, self._world_size = spec, rank, world_size
@@ -77,8 +77,7 @@ class LearnerActor:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def join(self, host: str, port: int) -> str:
-        """Meets the other ranks and builds the model under DeepSpeed; says how rows are read if that is not the fast way.
-        """
+        """Meets the other ranks and builds the model under DeepSpeed; says how rows are read if not the fast way."""
         # Imported here, in the actor: the driver needs no DeepSpeed.
         from actors.zero import ZeroEngine, init_distributed
 
@@ -168,7 +167,7 @@ class LearnerActor:
         return self._learner.judge(rows)
 
     def drift(self, *scored: pa.Table) -> dict[str, Metric]:
-        """Logprob gap to the engine and KL to the reference on `scored` rows, nothing trained; the same on all ranks."""
+        """Logprob gap to the engine and KL to the reference on `scored` rows, nothing trained; alike on all ranks."""
         return self._learner.drift(scored)
 
     def publish(self, bucket_bytes: int) -> tuple[Manifest, list[ray.ObjectRef]] | None:

@@ -104,8 +104,7 @@ class ZeroEngine:
                 hook.remove()
 
     def save_state(self, folder: str, state: dict[str, Any]) -> None:
-        """Writes this rank's part of weights and optimizer into `folder`, and `state`, for `load_state`; every rank must
-        call."""
+        """Writes this rank's part of weights and optimizer, and `state`, into `folder`; every rank must call."""
         self._engine.save_checkpoint(folder, tag=_TAG, client_state={"learner": state}, save_latest=False)
 
     def load_state(self, folder: str) -> dict[str, Any]:

@@ -80,8 +80,11 @@ def balance(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
 
 
 def balance_packed(sizes: RowSizes, num_ranks: int, *, share: bool) -> list[list[int]]:
-    """As `balance`, for rows that lie end to end. share: equal prompts of a rank's rows are read once, and rows are kept
-    together by prompt where that leaves the fullest rank with fewer tokens than a split row by row."""
+    """As `balance`, for rows that lie end to end.
+
+    share: equal prompts of a rank's rows are read once, and rows are kept together by prompt where that leaves the
+    fullest rank with fewer tokens than a split row by row.
+    """
     by_row = balance(sizes.lengths, num_ranks)
     if not share:
         return by_row

@@ -72,8 +72,11 @@ def plan(lengths: Sequence[int], num_ranks: int, max_tokens: int) -> list[list[l
     Every rank gets the same number of micro-batches: ranks must run collectives in step, so a rank with fewer gets
     empty ones at its end. Deterministic: every rank computes the whole plan by itself.
     """
-    return _even([[[rows[i] for i in batch] for batch in token_budget_batches([lengths[row] for row in rows], max_tokens)]
-                  for rows in balance(lengths, num_ranks)])
+    ranks = []
+    for rows in balance(lengths, num_ranks):
+        batches = token_budget_batches([lengths[row] for row in rows], max_tokens)
+        ranks.append([[rows[i] for i in batch] for batch in batches])
+    return _even(ranks)
 
 
 def plan_packed(sizes: RowSizes, num_ranks: int, max_tokens: int, *, share: bool) -> list[list[list[int]]]:

@@ -75,7 +75,8 @@ class CompletionModel(nn.Module):
         values = None
         if with_values:
             assert self.critic is not None, "values need a critic"
-            values = self.critic(states if isinstance(self.critic, ValueHead) else functools.partial(_states, laid=laid))
+            has_head_only = isinstance(self.critic, ValueHead)
+            values = self.critic(states if has_head_only else functools.partial(_states, laid=laid))
         return Predicted(logprobs, entropy, values)
 
     def _laid(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> _Laid:
@@ -102,7 +103,7 @@ class CompletionModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Laid:
-    """Rows as a model takes them, and the N places in its flattened states that completion tokens are predicted from."""
+    """Rows as a model takes them, and the N places of its flattened states from which completions are predicted."""
 
     inputs: dict[str, Any]
     read: Tensor                # [N] int64

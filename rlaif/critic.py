@@ -12,8 +12,7 @@ __all__ = ["Critic", "ValueHead"]
 
 
 class ValueHead(nn.Module):
-    """One number a state: V = w h + b, in the reward's unit. It begins at zero: the first advantages have no noise of its
-    own."""
+    """One number a state: V = w h + b, in the reward's unit. It begins at zero: no noise in the first advantages."""
 
     def __init__(self, hidden_size: int, dtype: torch.dtype) -> None:
         super().__init__()

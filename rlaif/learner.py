@@ -41,21 +41,22 @@ class Engine(Protocol):
         """Accumulates the gradient; the last micro-batch of a step adds it up over the ranks."""
 
     def step(self, rate_factor: float) -> float | None:
-        """Updates the weights, returns the gradient's norm; None where it is not finite, and then nothing is changed."""
+        """Updates the weights, returns the gradient's norm; None where that is not finite: then nothing is changed."""
 
     def watch(self) -> AbstractContextManager[list[tuple[str, float]]]:
         """Inside, a list of the weights whose gradients are not finite, with such an entry, as they come."""
 
 
 class Learner:
-    """Steps of one rank. `module` is what `engine` wraps. reference: a copy of the policy as it was at the start, or None;
-    where adapters are trained, the policy without them stands for it.
+    """Steps of one rank. `module` is what `engine` wraps. reference: a copy of the policy as it was at the start, or
+    None; where adapters are trained, the policy without them stands for it.
 
     Every verb must be called on all ranks, with the same rows.
     """
 
-    def __init__(self, config: LearnerConfig, objective: Objective, module: nn.Module, engine: Engine, *, seed: int,
-                 total_steps: int, rank: int = 0, world_size: int = 1, reference: CompletionModel | None = None) -> None:
+    def __init__(self, config: LearnerConfig, objective: Objective, module: nn.Module, engine: Engine, *,
+                 seed: int, total_steps: int, rank: int = 0, world_size: int = 1,
+                 reference: CompletionModel | None = None) -> None:
         self._config, self._objective, self._module, self._engine = config, objective, module, engine
         self._seed, self._total_steps, self._rank, self._world_size = seed, total_steps, rank, world_size
         self._reference = reference
@@ -109,7 +110,7 @@ class Learner:
         return merge(parts)
 
     def drift(self, scored: Sequence[pa.Table]) -> dict[str, Metric]:
-        """Logprob gap to the engine and KL to the reference on `scored` rows, nothing trained; the same on all ranks."""
+        """Logprob gap to the engine and KL to the reference on `scored` rows, nothing trained; alike on all ranks."""
         assert isinstance(self._objective, PolicyObjective)
         rows = check(pa.concat_tables(scored), SCORED)
         names = ["proximal_logprobs"] + ["reference_logprobs"] * self.has_reference
@@ -188,7 +189,7 @@ class Learner:
 
     def _by_shares(self, rows: pa.Table, sizes: Sequence[int], names: Sequence[str],
                    compute: Callable[[pa.Table], dict[str, list[list[float]]]]) -> Columns:
-        """The columns `names` of all rows, `sizes` entries a row: computed by shares, added up where others have zero."""
+        """The columns `names` of all rows, `sizes` entries a row: computed by shares, and added up over the ranks."""
         self._module.eval()
         starts = list(accumulate(sizes, initial=0))
         whole = torch.zeros(len(names), starts[-1], dtype=torch.float64)

@@ -78,8 +78,10 @@ _CHUNK_LOGITS = {False: 1 << 20, True: 1 << 26}
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """With p = softmax(z), up to the temperature: d logprob / d z_v = 1[v = label] - p_v,  d H / d z_v = -p_v (log p_v +
-    H). Keeps the hidden states, the weight, logsumexp and H."""
+    """Keeps the hidden states, the weight, logsumexp and H. With p = softmax(z) and z the logits over the temperature:
+
+        d logprob / d z_v = 1[v = label] - p_v,     d H / d z_v = -p_v (log p_v + H)
+    """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int,

@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft: put into a model, switched off for the reference, merged for whoever reads weights."""
+"""Low-rank adapters through peft: put into a model, switched off for the reference, merged for who reads weights."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
     try:
         peft.inject_adapter_in_model(options, model)
     except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)})
-        raise UserError(f"learner.lora.target_modules must be ends of names of linear layers such as {', '.join(names)}; "
-                        f"got {list(config.target_modules)}: {str(error).splitlines()[0]}") from error
+        names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+        raise UserError("learner.lora.target_modules must be ends of names of linear layers such as "
+                        f"{', '.join(sorted(names))}; got {list(config.target_modules)}: {str(error).splitlines()[0]}"
+                        ) from error
 
 
 @contextlib.contextmanager

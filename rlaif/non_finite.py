@@ -20,8 +20,9 @@ def refuse_columns(columns: Mapping[str, Sequence[Sequence[float]]], rows: pa.Ta
         for row, entries in enumerate(values):
             for token, value in enumerate(entries):
                 if not math.isfinite(value):
-                    raise UserError(f"{name} must be finite, got {value} at update {update} in {name_of_row(rows, row)}, "
-                                    f"token {token}; the weights are those of the update before: {_CURE}")
+                    where = f"{name_of_row(rows, row)}, token {token}"
+                    raise UserError(f"{name} must be finite, got {value} at update {update} in {where}; the weights "
+                                    f"are those of the update before: {_CURE}")
 
 
 def name_of_row(rows: pa.Table, row: int) -> str:
@@ -44,4 +45,5 @@ def refused_step(what: str, value: float, update: int, rows: pa.Table, batch: Se
     """The error of a step that was not taken. what: loss, or the gradient of a weight by name. batch: rows at fault."""
     first, last = (name_of_row(rows, row) for row in (batch[0], batch[-1]))
     where = first if len(batch) == 1 else f"{len(batch)} rows, {first} to {last}"
-    return UserError(f"{what} must be finite, got {value} at update {update} in {where}; no weight was changed: {_CURE}")
+    return UserError(f"{what} must be finite, got {value} at update {update} in {where}; no weight was changed: "
+                     f"{_CURE}")

@@ -86,8 +86,8 @@ class PolicyOptions:
 class PolicyObjective:
     """The policy loss over rollouts, and the critic's where there is one.
 
-    The columns of `frozen`: advantages and loss_mask, a list with an entry a completion token; token_weights, a number a
-    row; where they are needed proximal_logprobs, reference_logprobs, values and returns, again an entry a token.
+    The columns of `frozen`: advantages and loss_mask, a list with an entry a completion token; token_weights, a number
+    a row; where they are needed proximal_logprobs, reference_logprobs, values and returns, again an entry a token.
     """
 
     schema = SCORED

@@ -1,4 +1,4 @@
-"""Rows laid end to end in one sequence: nothing is computed for padding, and a prompt that several rows share only once.
+"""Rows laid end to end in one sequence: nothing is computed for padding, and a prompt of several rows only once.
 
     prompt completion | prompt completion | prompt | its completion | its completion | ...
 
@@ -42,10 +42,6 @@ class Block:
     prompts: int                # P, 0 where pieces have no prompt apart
     query_positions: Tensor     # [R or 1, Q]
     key_positions: Tensor       # [R or 1, K]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.sizes), max(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]],
 
     Prompts are not empty. A row whose completion is empty is left out; where all are, one prompt stands for them.
     """
-    assert prompts and all(prompts), "a prompt must have tokens: the first token of a completion is predicted by its last"
+    assert prompts and all(prompts), "a prompt must have tokens: its last one predicts the completion's first"
     rows = [(tuple(prompt), tuple(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
     counts = Counter(prompt for prompt, completion in rows if completion)
     pieces: list[_Piece] = []
@@ -213,10 +209,12 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
 
 def _attend(number: int, packed: Packed, part: tuple[Block, Tensor, Tensor, Tensor, Tensor, Tensor],
             window: int | None, dropout: float, scaling: float) -> Tensor:
-    """Attention `[N, M, D]` of the block's pieces. query: `[N, M, D]`. keys, values: `[G, M, D]`, prompts' `[G, R * P, D]`.
+    """Attention `[N, M, D]` of the block's pieces.
+
+    part: the block, its query `[N, M, D]`, key and value `[G, M, D]`, and those of its prompts `[G, R * P, D]`.
     """
     block, *states = part
-    num_rows, longest = block.shape
+    num_rows = len(block.sizes)
     query, key, value = (state if block.filled is None else state.index_select(1, block.filled)
                          for state in states[:3])
     query, key, value, *before = (state.unflatten(1, (num_rows, -1)) for state in (query, key, value, *states[3:]))
@@ -299,8 +297,9 @@ def _by_row_kernel(query: Tensor, key: Tensor, value: Tensor, packed: Packed, sc
                                                    device=query.device)
     longest = max(packed.lengths)
     query, key, value = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
-    found = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling,
-                        window_size=(-1 if window is None else window - 1, 0), enable_gqa=query.shape[1] != key.shape[1])
+    seen_before = -1 if window is None else window - 1
+    found = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=(seen_before, 0),
+                        enable_gqa=query.shape[1] != key.shape[1])
     return found.unsqueeze(0)
 
 

@@ -1,4 +1,4 @@
-"""The policy update of a step, apart from what models compute: which columns, which rows in which order, which weights."""
+"""The policy update of a step, apart from what models compute: columns, rows and their order, weights."""
 
 from __future__ import annotations
 

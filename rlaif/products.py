@@ -37,8 +37,8 @@ def prefers_one_dnn() -> bool:
     """Whether oneDNN multiplies float32 matrices faster than MKL here, and as exactly.
 
     MKL keeps to its AVX2 kernels on processors that are not Intel's: on an AMD EPYC with AVX-512 oneDNN is 2.1 times as
-    fast on linear layers and their gradients, 1.4 to 1.9 times on the small products of attention. torch asks oneDNN for
-    float32 products only where they may be rounded to bfloat16 first. That is done by processors with AMX alone, and the
+    fast on linear layers and their gradients, 1.4 to 1.9 times on the small products of attention. torch asks oneDNN
+    for float32 products only where they may be rounded to bfloat16 first. Processors with AMX alone do that, and the
     result is looked at: it must have float32's error.
     """
     usual = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()

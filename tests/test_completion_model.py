@@ -87,7 +87,7 @@ def test_logprobs_entropy_and_gradients_are_those_of_padded_rows_and_whole_logit
 
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_a_row_does_not_depend_on_its_company(is_packed):
-    model, plain, reading = made("qwen2")
+    model, plain, _ = made("qwen2")
     module = CompletionModel(model, reading=Reading(is_packed, True, ""))
     alone = [found(module, slice(row, row + 1)) for row in range(len(PROMPTS))]
     for number in (0, 1):

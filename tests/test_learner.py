@@ -127,8 +127,8 @@ def test_an_update_does_not_depend_on_packing_micro_batches_or_recomputation(cas
 def test_an_update_does_not_depend_on_the_number_of_ranks(case, packing, whole, monkeypatch):
     algorithm, critic = CASES[case]
     ranks = Ranks(2, monkeypatch)
-    learners = [learner(policy(algorithm), critic=critic and critic(), rank=rank, ranks=ranks, packing=packing, budget=24)
-                for rank in range(2)]
+    learners = [learner(policy(algorithm), critic=critic and critic(), rank=rank, ranks=ranks, packing=packing,
+                        budget=24) for rank in range(2)]
     batches = scored()
     found = [ranks.run(lambda rank: learners[rank].update_policy(keys(batches), algorithm.kl_coefficient, batches))
              for _ in range(2)]
@@ -219,8 +219,8 @@ def pairs():
 
 def sentences():
     generator = torch.Generator().manual_seed(1)
-    return table(SUPERVISED, *({"prompt_ids": draw(generator, 1 + row % 4), "completion_ids": draw(generator, 1 + row % 5)}
-                               for row in range(7)))
+    return table(SUPERVISED, *({"prompt_ids": draw(generator, 1 + row % 4),
+                                "completion_ids": draw(generator, 1 + row % 5)} for row in range(7)))
 
 
 @pytest.mark.parametrize("name", ["supervised", "preference"])

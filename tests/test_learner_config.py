@@ -9,7 +9,7 @@ from rlaif.learner_config import CriticConfig, LoraConfig
     (lambda: LoraConfig(rank=0), "rank must be > 0 or null, got 0"),
     (lambda: LoraConfig(rank=4, alpha=0.0), "alpha must be > 0 or null, got 0.0"),
     (lambda: LoraConfig(rank=4, dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
-    (lambda: LoraConfig(target_modules=["q_proj"]), r"target_modules must be left out without lora.rank, got \['q_proj'\]"),
+    (lambda: LoraConfig(target_modules=["q_proj"]), "target_modules must be left out without lora.rank, got "),
     (lambda: CriticConfig(learning_rate=0.0), "learning_rate must be > 0 or null, got 0.0"),
     (lambda: LearnerConfig(frozen=["embed"], lora=LoraConfig(rank=4)), "frozen must be empty with lora.rank"),
     (lambda: LearnerConfig(optimizer="muon", critic=CriticConfig(learning_rate=1e-5)),

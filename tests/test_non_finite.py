@@ -30,6 +30,6 @@ def test_the_row_at_fault_is_found_and_all_are_where_none_is():
 
 def test_a_step_that_was_not_taken_names_tensor_rows_and_update():
     message = str(refused_step("gradient of a.weight", math.inf, 7, ROWS, [0, 1]))
-    assert message.startswith("gradient of a.weight must be finite, got inf at update 7 in 2 rows, row 0 (group 4, sample "
-                              "0) to row 1 (group 4, sample 1); no weight was changed")
+    assert message.startswith("gradient of a.weight must be finite, got inf at update 7 in 2 rows, row 0 (group 4, "
+                              "sample 0) to row 1 (group 4, sample 1); no weight was changed")
     assert "in row 1;" in str(refused_step("loss", math.nan, 7, table(SUPERVISED), [1]))

@@ -56,7 +56,7 @@ def alone(query, key, value, window, scaling):
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("is_fused", [False, True])
-def test_attention_of_packed_rows_is_that_of_each_row_alone_gradient_included(heads, window, share, is_fused, monkeypatch):
+def test_attention_is_that_of_each_row_alone_gradient_included(heads, window, share, is_fused, monkeypatch):
     if is_fused:
         monkeypatch.setattr("rlaif.packing._MAX_SCORES", 0)
     packed = pack(PROMPTS, COMPLETIONS, share=share)

@@ -57,7 +57,8 @@ def test_advantages_are_made_of_the_rows_columns():
 
 def test_rows_without_a_token_to_learn_are_left_out_but_weigh_as_they_should():
     rows = table(SCORED, *ROWS)
-    estimated = Estimated([[1.0, 1.0], [-1.0], [0.5] * 3], [[0.1, 0.2], [0.3], [0.4] * 3], [True, False, True], {}, None)
+    estimated = Estimated([[1.0, 1.0], [-1.0], [0.5] * 3], [[0.1, 0.2], [0.3], [0.4] * 3], [True, False, True], {},
+                          None)
     options = PolicyOptions(AlgorithmConfig(mean="constant"), max_tokens=10)
     kept, columns = columns_of_step(rows, [2, 1, 0], estimated, {"values": [[1, 2], [3], [4, 5, 6]]}, options)
     assert kept == [2, 0]

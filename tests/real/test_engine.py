@@ -55,8 +55,8 @@ def roll_out(actor, prompts: pa.Table, seed: int = 7) -> pa.Table:
 
 def gap(rollouts: pa.Table, model) -> float:
     """Largest difference between the engine's logprobs and a Hugging Face forward's."""
-    objective = PolicyObjective(load_tokenizer(POLICY), PolicyOptions())
-    logprobs = objective.logprobs(model, rollouts)
+    objective = PolicyObjective(PolicyOptions())
+    logprobs = objective.logprobs(objective.module(model), rollouts)
     return objective.drift(rollouts, logprobs, None)["max_logprob_gap"].value
 
 

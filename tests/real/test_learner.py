@@ -11,6 +11,7 @@ import torch
 from actors.gang import Gang
 from actors.learner import LearnerSpec
 from actors.placement import Placement
+from rlaif.completion_model import CompletionModel
 from rlaif.config import LearnerConfig, ModelConfig, RoleConfig
 from rlaif.metrics import values
 from rlaif.models import load_causal_lm, load_tokenizer, published_shapes
@@ -31,12 +32,13 @@ def data():
 @pytest.fixture(scope="module")
 def plain() -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """Losses, gradient norms and last weights of the same training in plain torch, one whole batch a step."""
-    model, objective, table = load_causal_lm(POLICY, "float32"), SupervisedObjective(load_tokenizer(POLICY)), data()
+    model, objective, table = load_causal_lm(POLICY, "float32"), SupervisedObjective(), data()
+    module = CompletionModel(model)     # padded, with whole logits
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
     losses, norms = [], []
     for step in range(STEPS):
         batch = table.slice(step * BATCH, BATCH)
-        loss, _ = objective.loss(model, batch, sum(objective.weights(batch)), {})
+        loss, _ = objective.loss(module, batch, sum(objective.weights(batch)), {})
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         optimizer.step()
