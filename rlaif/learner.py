@@ -230,7 +230,8 @@ class Learner:
             self._refuse(objective, rows, frozen, total, batches, faults)
         loss = self._loss_share(parts)
         self.num_steps += 1
-        return merge(parts) | {"loss": loss, "grad_norm": Max(norm), "learning_rate_factor": Mean(factor, 1)}
+        return merge(parts) | {"loss": loss, "grad_norm": Max(norm), "learning_rate_factor": Mean(factor, 1),
+                               "num_tokens_read": Sum(self._num_tokens_read(rows, batches))}
 
     def _accumulate(self, objective: Objective, rows: pa.Table, frozen: Columns, total: int, batches: list[list[int]],
                     after: Callable[[list[int], float, dict[str, Metric]], None]) -> None:
@@ -283,12 +284,26 @@ class Learner:
 
     def _plan(self, rows: pa.Table) -> list[list[int]]:
         """This rank's micro-batches; as many on every rank."""
-        module, budget = self._module, self._config.micro_batch_tokens
-        if isinstance(module, CompletionModel) and module.reading.is_packed:
-            ranks = plan_packed(self._objective.sizes(rows), self._world_size, budget, share=module.shares_prompts)
+        budget = self._config.micro_batch_tokens
+        if self._is_packed:
+            ranks = plan_packed(self._objective.sizes(rows), self._world_size, budget,
+                                share=self._module.shares_prompts)
         else:
             ranks = plan(self._objective.lengths(rows), self._world_size, budget)
         return ranks[self._rank]
+
+    @property
+    def _is_packed(self) -> bool:
+        return isinstance(self._module, CompletionModel) and self._module.reading.is_packed
+
+    def _num_tokens_read(self, rows: pa.Table, batches: list[list[int]]) -> int:
+        """Tokens that the model computes for these micro-batches, padding included, shared prompts once."""
+        lengths = self._objective.lengths(rows)
+        if not self._is_packed:
+            return sum(len(batch) * max(lengths[row] for row in batch) for batch in batches if batch)
+        if not self._module.shares_prompts:
+            return sum(lengths[row] for batch in batches for row in batch)
+        return sum(map(self._objective.sizes(rows).together, batches))
 
     def _loss_share(self, parts: Sequence[dict[str, Metric]]) -> Mean:
         """This rank's share of the loss of one pass: shares of all ranks merge into it, passes into their mean."""

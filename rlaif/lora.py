@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlaif.config_checks import UserError
 from rlaif.learner_config import LoraConfig
 
-__all__ = ["WholeWeight", "add_lora", "lora_off", "whole_weights"]
+__all__ = ["WholeWeight", "add_lora", "lora_off", "refuse_unknown_targets", "whole_weights"]
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,24 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
     import peft
 
     assert config.rank is not None
+    refuse_unknown_targets(model, config)
     torch.manual_seed(seed)
     options = peft.LoraConfig(
         r=config.rank, lora_alpha=2 * config.rank if config.alpha is None else config.alpha,
         lora_dropout=config.dropout, target_modules=list(config.target_modules) or "all-linear", bias="none",
         task_type="CAUSAL_LM")
-    try:
-        peft.inject_adapter_in_model(options, model)
-    except ValueError as error:
-        names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-        raise UserError("learner.lora.target_modules must be ends of names of linear layers such as "
-                        f"{', '.join(sorted(names))}; got {list(config.target_modules)}: {str(error).splitlines()[0]}"
-                        ) from error
+    peft.inject_adapter_in_model(options, model)
+
+
+def refuse_unknown_targets(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Raises UserError for a target in which no linear layer's name of `model` ends; beside one that is known peft takes
+    no notice of it. The model may be without weights."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
+    for target in config.target_modules:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            ends = sorted({name.rpartition(".")[2] for name in names})
+            raise UserError("learner.lora.target_modules must be ends of names of linear layers, such as "
+                            f"{', '.join(ends)}; got {target!r}")
 
 
 @contextlib.contextmanager

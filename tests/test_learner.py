@@ -110,7 +110,7 @@ def assert_same(got, want):
     for name, weight in want[0].items():
         torch.testing.assert_close(got[0][name], weight, atol=1e-6, rtol=0, msg=name)
     for mine, theirs in zip(got[1], want[1], strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-5)
+        assert {**mine, "num_tokens_read": 0} == pytest.approx({**theirs, "num_tokens_read": 0}, abs=1e-5)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -135,6 +135,14 @@ def test_an_update_does_not_depend_on_the_number_of_ranks(case, packing, whole, 
     figures = [values(merge(parts)) for parts in found]
     for some in learners:
         assert_same((weights_of(some), figures), whole[case])
+
+
+# 40 tokens of completions; prompts of 3, 4, 5, 6 tokens, read once; the longest of the 10 rows has 11 tokens
+@pytest.mark.parametrize(("options", "num_tokens"), [({}, 40 + 18), ({"packing": False}, 10 * 11)])
+def test_the_tokens_that_are_read_are_counted(options, num_tokens):
+    some = learner(policy(AlgorithmConfig(kl_coefficient=0.0)), **options)
+    batches = scored()
+    assert values(some.update_policy(keys(batches), 0.0, batches))["num_tokens_read"] == num_tokens
 
 
 def test_rows_that_were_not_chosen_change_nothing():
