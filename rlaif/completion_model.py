@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from rlaif.collate import sequences
 from rlaif.critic import Critic, ValueHead
 from rlaif.logprobs import chosen_logprobs, token_entropy, token_logprobs
-from rlaif.packing import ATTENTION, Packed, pack
+from rlaif.packed_attention import ATTENTION
+from rlaif.packing import Packed, pack
 
 __all__ = ["CompletionModel", "Predicted", "Reading", "examine"]
 

@@ -49,8 +49,8 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
 
 
 def refuse_unknown_targets(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Raises UserError for a target in which no linear layer's name of `model` ends; beside one that is known peft takes
-    no notice of it. The model may be without weights."""
+    """Raises UserError for a target in which no linear layer's name of `model` ends: beside one that is known, peft
+    takes no notice of it. The model may be without weights."""
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
     for target in config.target_modules:
         if not any(f".{name}".endswith(f".{target}") for name in names):

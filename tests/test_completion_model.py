@@ -19,7 +19,7 @@ from transformers import (
 
 from rlaif.completion_model import CompletionModel, Reading, examine
 from rlaif.critic import Critic, ValueHead
-from rlaif.packing import ATTENTION
+from rlaif.packed_attention import ATTENTION
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2,

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from rlaif.packing import _attention, num_packed_tokens, pack
+from rlaif.packed_attention import _attention
+from rlaif.packing import num_packed_tokens, pack
 
 PROMPTS = [[1, 2, 3], [4, 5], [1, 2, 3], [6], [1, 2, 3], [4, 5], [7, 8]]
 COMPLETIONS = [[11, 12], [13], [14, 15, 16, 17], [18, 19, 20], [21], [22] * 30, []]
@@ -58,7 +59,7 @@ def alone(query, key, value, window, scaling):
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_attention_is_that_of_each_row_alone_gradient_included(heads, window, share, is_fused, monkeypatch):
     if is_fused:
-        monkeypatch.setattr("rlaif.packing._MAX_SCORES", 0)
+        monkeypatch.setattr("rlaif.packed_attention._MAX_SCORES", 0)
     packed = pack(PROMPTS, COMPLETIONS, share=share)
     size, width = packed.input_ids.shape[1], 8
     # States follow token and position, so that equal prefixes have equal states.
