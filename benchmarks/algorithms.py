@@ -1,0 +1,173 @@
+"""How well each algorithm learns: python benchmarks/algorithms.py [quick | full] [only=<algorithm>]
+
+The scenes world with its exact judge as the reward, so that nothing but the policy update is under measure. Every
+algorithm starts from the same policy and gets the same number of samples (the completions that were rolled out, those
+that dynamic sampling threw away among them), with seeds 0, 1 and 2; each run is launch/train.py on
+configs/quickstart.yaml and configs/algorithms/<algorithm>.yaml. Figures are of held-out prompts, one answer each.
+
+What is complete in outputs/algorithms is not repeated, so a benchmark that was broken off goes on. `quick` takes a few
+steps of two algorithms: it shows that everything runs, its figures say nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measuring import RESULTS, environment, store, table_lines  # noqa: E402
+from rlaif.config import TrainConfig, UserError  # noqa: E402
+from rlaif.config_file import load  # noqa: E402
+from rlaif.run_folder import EVALUATIONS_FILE, METRICS_FILE, refuse_other_run  # noqa: E402
+
+TARGET = 0.9        # gold, the share of right answers
+STEPS = {"quick": 4, "full": 200}
+SEEDS = {"quick": (0,), "full": (0, 1, 2)}
+QUICK = ("grpo", "ppo")
+SAMPLES_A_STEP = 128
+
+COMMON = {
+    "reward.model": "gold:scenes", "explainer.source": "none", "report.samples_every": 0,
+    "rollout.groups_per_step": 16, "rollout.group_size": 8, "learner.schedule": "linear", "learner.warmup_steps": 5,
+    # Two optimizer steps on a step's rollouts: with one, every ratio is 1 and no clip does anything.
+    "algorithm.num_minibatches": 2,
+    "learner.learning_rate": 7.0e-4,
+}
+
+# What an algorithm needs here beyond its own file, which holds the values of its paper: those are for models of
+# billions of parameters, here are 0.7 million, whose probabilities move far in one step.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    # Without a coefficient there would be no reference model, and no KL to report; as a pull this one is nothing.
+    "dr_grpo": {"algorithm.kl_coefficient": 1.0e-6},
+    "rloo": {},
+    "reinforce_pp": {},
+    "dapo": {"algorithm.kl_coefficient": 1.0e-6},
+    # The ratio of a whole answer moves by several percent in a step here: bounds of 3e-4 would mask nearly every row of
+    # the second minibatch.
+    "gspo": {"algorithm.kl_coefficient": 1.0e-6, "algorithm.clip_low": 0.03, "algorithm.clip_high": 0.04},
+    "cispo": {"algorithm.kl_coefficient": 1.0e-6},
+    # Four optimizer steps a batch, with the values' gradient in the same weights.
+    "ppo": {"learner.learning_rate": 5.0e-4},
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    forms = [argument for argument in arguments if argument in STEPS] or ["quick"]
+    only = [argument.removeprefix("only=") for argument in arguments if argument.startswith("only=")]
+    odd = [argument for argument in arguments if argument not in STEPS and not argument.startswith("only=")]
+    if len(forms) > 1 or odd:
+        print(f"usage: {Path(__file__).name} [{' | '.join(STEPS)}] [only=<algorithm>]", file=sys.stderr)
+        return 2
+    for name in only:
+        if name not in SETTINGS:
+            print(f"error: only must be one of {', '.join(SETTINGS)}, got {name!r}", file=sys.stderr)
+            return 2
+    os.chdir(ROOT)
+    form = forms[0]
+    names = only or (QUICK if form == "quick" else tuple(SETTINGS))
+    result = "algorithms" + ("_quick" if form == "quick" else "")
+    rows = known_rows(result) if form == "full" else []
+    try:
+        for seed in SEEDS[form]:
+            for name in names:      # each is kept as soon as it is there
+                about = environment()
+                row = run(form, name, seed) | {"commit": about["commit"]}
+                rows = [old for old in rows if (old["algorithm"], old["seed"]) != (name, seed)] + [row]
+                rows.sort(key=lambda row: (list(SETTINGS).index(row["algorithm"]), row["seed"]))
+                store(result, figures_of(form, rows) | about)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    columns = ["algorithm", "seed", "gold_before", "gold", "samples", "samples_to_target", "kl_nats", "fluent",
+               "identical_share", "tokens"]
+    print("\n".join(table_lines(columns, rows)) + "\n")
+    print("\n".join(table_lines(["algorithm", "seeds", "gold_mean", "gold_lowest", "samples_to_target", "reached"],
+                                summary(rows))))
+    store(result, figures_of(form, rows) | environment())
+    return 0
+
+
+def known_rows(result: str) -> list[dict[str, Any]]:
+    """What the last run of this benchmark stored, without algorithms that it has no more."""
+    there = RESULTS / f"{result}.json"
+    rows = json.loads(there.read_text(encoding="utf-8"))["rows"] if there.is_file() else []
+    return [row for row in rows if row["algorithm"] in SETTINGS]
+
+
+# --- one run ------------------------------------------------------------------------------------------------------
+
+
+def run(form: str, name: str, seed: int) -> dict[str, Any]:
+    """Trains `name` unless that is done already; its row. UserError where the folder holds a run of other settings."""
+    target = Path("outputs") / ("algorithms" + ("_quick" if form == "quick" else "")) / f"{name}_{seed}"
+    files = ["configs/quickstart.yaml", f"configs/algorithms/{name}.yaml"]
+    settings = COMMON | {"steps": STEPS[form], "evaluation.every": 2 if form == "quick" else 10} | SETTINGS[name]
+    if form == "quick":
+        settings["evaluation.num_prompts"] = 64
+    overrides = [f"{key}={value}" for key, value in (settings | {"seed": seed, "output_dir": str(target)}).items()]
+    if not refuse_other_run(str(target), load(TrainConfig, files, overrides)):
+        command = [sys.executable, "launch/train.py", *files, *overrides]
+        print("==", " ".join(command[1:]), flush=True)
+        subprocess.run(command, check=True)
+    settings = {key: value for key, value in settings.items() if COMMON.get(key) != value}
+    return {"algorithm": name, "seed": seed} | read(target, STEPS[form] * SAMPLES_A_STEP) | {"settings": settings}
+
+
+def read(target: Path, budget: int) -> dict[str, Any]:
+    """The figures of a complete run: as they were when it had seen `budget` samples, which dynamic sampling may have
+    used up before the last step."""
+    steps, evaluations = (read_lines(target / name) for name in (METRICS_FILE, EVALUATIONS_FILE))
+    samples = dict(zip((0, *(step["step"] for step in steps)),
+                       accumulate((step["num_rollouts"] for step in steps), initial=0), strict=True))
+    curve = [{"step": found["step"], "samples": samples[found["step"]], "gold": found["gold"], "kl_nats": found["kl"],
+              "fluent": found["fluent"], "identical_share": found["identical_share"],
+              "tokens": found["completion_tokens"]} for found in evaluations]
+    within = [point for point in curve if point["samples"] <= budget]
+    reached = [point["samples"] for point in within if point["gold"] >= TARGET]
+    summary = json.loads((target / "summary.json").read_text(encoding="utf-8"))
+    return {"gold_before": curve[0]["gold"]} | within[-1] | {
+        "samples_to_target": reached[0] if reached else None, "highest_gold": max(point["gold"] for point in within),
+        "num_test_prompts": summary["num_test_prompts"], "train_s": summary["wall_s"]["loop"], "curve": curve}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# --- the figures --------------------------------------------------------------------------------------------------
+
+
+def figures_of(form: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    gold: dict[str, dict[str, float]] = {}
+    for row in rows:
+        gold.setdefault(row["algorithm"], {})[str(row["seed"])] = row["gold"]
+    return {"benchmark": "algorithms", "form": form, "target_gold": TARGET, "gold": gold,
+            "budget_samples": STEPS[form] * SAMPLES_A_STEP, "algorithms": summary(rows), "common": COMMON,
+            "rows": list(rows)}
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row an algorithm over its seeds; samples_to_target of the slowest seed, where all have reached it."""
+    found = []
+    for name in dict.fromkeys(row["algorithm"] for row in rows):
+        mine = [row for row in rows if row["algorithm"] == name]
+        needed = [row["samples_to_target"] for row in mine]
+        found.append({
+            "algorithm": name, "seeds": len(mine), "gold_mean": statistics.mean(row["gold"] for row in mine),
+            "gold_lowest": min(row["gold"] for row in mine),
+            "samples_to_target": None if None in needed else max(needed), "reached": None not in needed})
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
