@@ -1,6 +1,6 @@
 """The Arrow batches that walk between actors: every schema, in pipeline order, and the one `check`.
 
-    PROMPT < ROLLOUT < EXPLAINED < SCORED < TRAINING
+    PROMPT < ROLLOUT < EXPLAINED < SCORED
 
 Each schema extends the one before it, so a row keeps its whole history. Field metadata says what a column is: `axis`
 (what one entry stands for), `unit`, and `role` (identity, text, tokens, signal). pyarrow itself fills absent columns
@@ -72,12 +72,6 @@ SCORED = _extend(
     # What a judge that only watches says; never part of the reward.
     _field("judge_verdicts", pa.map_(pa.string(), pa.float32()), axis="row", role="signal"),
     _field("reward_version", pa.string(), axis="row", role="identity"),
-)
-
-TRAINING = _extend(
-    SCORED,
-    _field("advantages", pa.float32(), axis="row", role="signal"),
-    _field("loss_mask", _tokens(pa.bool_()), axis="completion tokens", role="signal"),
 )
 
 # What parts of the reward say of ROLLOUT rows before they are combined: one row a part and rollout.
@@ -161,7 +155,7 @@ def _has_inner_null(column: pa.ChunkedArray) -> bool:
 
 def _check_token_lengths(table: pa.Table) -> None:
     lengths: dict[str, list[int]] = {}
-    for name in ("completion_ids", "rollout_logprobs", "loss_mask"):
+    for name in ("completion_ids", "rollout_logprobs"):
         if name in table.schema.names:
             lengths[name] = table[name].combine_chunks().value_lengths().to_pylist()
     first = lengths.get("completion_ids")

@@ -108,7 +108,7 @@ def _has_bool(value: Any) -> bool:
 def _type_name(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return " or ".join(map(_type_name, typing.get_args(hint)))
-    return _TYPES.get(hint) or re.sub(r"rlaif\.\w+\.", "", f"a {hint}")
+    return _TYPES.get(hint) or re.sub(r"rlaif\.(\w+\.)+", "", f"a {hint}")
 
 
 def _construct(kind: type, node: Any, path: str) -> Any:

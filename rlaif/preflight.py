@@ -6,11 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlaif.config import ExplainerConfig, TrainConfig, UserError
+from transformers import AutoModelForCausalLM
+
+from rlaif.algorithm_config import GROUP_ADVANTAGES, AlgorithmConfig
+from rlaif.config import ExplainerConfig, RolloutConfig, TrainConfig, UserError
 from rlaif.gold import GOLD
 from rlaif.judges import Judge, explainer_of, find_judge
+from rlaif.learner_config import CriticConfig, LearnerConfig
+from rlaif.lora import refuse_unknown_targets
 from rlaif.model_checks import check_context
-from rlaif.models import load_tokenizer, refuse_incomplete
+from rlaif.models import load_tokenizer, refuse_incomplete, skeleton
 from rlaif.prompts import PromptSet, read_prompts
 from rlaif.reward_config import JudgeConfig
 from rlaif.rewards.plan import RewardPlan, plan_rewards
@@ -42,10 +47,12 @@ def check_train(config: TrainConfig) -> Checked:
         raise UserError("policy.model must be a Hugging Face name or folder, got null; launch/sft.py makes one")
     check_devices(config)
     refuse_incomplete(config.policy.model, "policy.model")
+    check_learner(config.learner, config.algorithm, config.policy.model)
     if config.explainer.source == "column":
         raise UserError("explainer.source must be model, server or none in reinforcement learning, got 'column': "
                         "rollouts are new texts")
     plan, judges = find_rewards(config)
+    check_algorithm(config.algorithm, config.rollout, plan)
     explainer = find_explainer(config, judges)
     check_context(config.policy.model, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
     tokenizer = load_tokenizer(config.policy.model)
@@ -61,6 +68,34 @@ def check_train(config: TrainConfig) -> Checked:
 def _dropped(split: str, prompts: PromptSet) -> list[str]:
     counts = {"bad rows": prompts.num_bad, "prompts that are too long": prompts.num_too_long}
     return [f"prompts.{split}: {count} {what} dropped" for what, count in counts.items() if count]
+
+
+def check_algorithm(algorithm: AlgorithmConfig, rollout: RolloutConfig, plan: RewardPlan) -> None:
+    """Raises UserError for an update that the rollouts or the reward's parts leave nothing to do."""
+    if algorithm.advantage in GROUP_ADVANTAGES and rollout.group_size == 1:
+        raise UserError(f"rollout.group_size must be > 1 with algorithm.advantage = {algorithm.advantage}, got 1: it "
+                        "compares the completions of a prompt with each other")
+    if algorithm.overlong_buffer is not None and algorithm.overlong_buffer > rollout.max_tokens:
+        raise UserError(f"algorithm.overlong_buffer must be at most rollout.max_tokens = {rollout.max_tokens}, got "
+                        f"{algorithm.overlong_buffer}")
+    if algorithm.parts == "separate" and len(plan.weights) < 2:
+        raise UserError("algorithm.parts must be together with a single part of the reward, got 'separate'; add others "
+                        "under rewards")
+
+
+def check_learner(learner: LearnerConfig, algorithm: AlgorithmConfig, policy: str) -> None:
+    """Raises UserError for options of the learners that the algorithm leaves without effect, and for a critic or
+    adapters that do not fit the models."""
+    if algorithm.advantage != "gae" and learner.critic != CriticConfig():
+        raise UserError(f"learner.critic must be left out with algorithm.advantage = {algorithm.advantage}, got "
+                        f"{learner.critic}; only gae has a critic")
+    if learner.critic.model not in (None, "policy"):
+        refuse_incomplete(learner.critic.model, "learner.critic.model")
+    if learner.lora.dropout > 0:
+        raise UserError(f"learner.lora.dropout must be 0 in reinforcement learning, got {learner.lora.dropout:g}: the "
+                        "policy must be the function that its engine samples from")
+    if learner.lora.target_modules:
+        refuse_unknown_targets(skeleton(policy, AutoModelForCausalLM), learner.lora)
 
 
 def find_rewards(config: TrainConfig) -> tuple[RewardPlan, dict[str, Judge]]:

@@ -145,6 +145,7 @@ class RewardTrainConfig:
         one_of(self, "prior", PRIORS)
         one_of(self, "select_by", SELECTIONS)
         fits_scratch(self.slot_model, "slot_model", self.template.max_tokens, "template.max_tokens")
+        require(self.learner.lora.rank is None, "learner.lora.rank", "null for a reward model", self.learner.lora.rank)
         require(self.checkpoint_every % self.log_every == 0, "checkpoint_every",
                 f"a multiple of log_every {self.log_every}", self.checkpoint_every)
 

@@ -12,7 +12,6 @@ ROW = {
     "reward_parts": [("esfp", 0.75)], "reward_terms": [("esfp", 0.75)], "judge_verdicts": [("gold", 1.0)],
     "reward": 0.75, "reward_version": "abcd",
     "part": "esfp", "value": 0.75,
-    "advantages": 0.5, "loss_mask": [True, True, False],
     "chosen_ids": [6, 7, 1], "rejected_ids": [8, 1],
     "other": None, "other_explanations": [], "labels": [1], "preference": -1.0,
 }

@@ -13,14 +13,13 @@ from rlaif.batch import (
     SCORED,
     SUMMARY_COLUMNS,
     SUPERVISED,
-    TRAINING,
     check,
     from_rows,
     with_columns,
 )
 from tests.batch_examples import ROW, row, table
 
-CHAIN = {"PROMPT": PROMPT, "ROLLOUT": ROLLOUT, "EXPLAINED": EXPLAINED, "SCORED": SCORED, "TRAINING": TRAINING}
+CHAIN = {"PROMPT": PROMPT, "ROLLOUT": ROLLOUT, "EXPLAINED": EXPLAINED, "SCORED": SCORED}
 SCHEMAS = CHAIN | {"SUPERVISED": SUPERVISED, "PREFERENCE": PREFERENCE, "JUDGED": JUDGED, "PARTS": PARTS}
 
 
@@ -67,34 +66,34 @@ def test_a_right_batch_passes_unchanged_whole_and_sliced(name):
 
 
 def replaced(column, values, kind=None):
-    batch = table(TRAINING)
-    place = TRAINING.names.index(column)
-    return batch.set_column(place, column, pa.array(values, kind or TRAINING.field(column).type))
+    batch = table(SCORED)
+    place = SCORED.names.index(column)
+    return batch.set_column(place, column, pa.array(values, kind or SCORED.field(column).type))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: table(TRAINING).drop_columns(["prompt"]), "batch must have column prompt, got columns"),
-        (lambda: table(SCORED), "batch must have column advantages"),
-        (lambda: table(TRAINING).append_column("colour", [["red", "blue"]]), "batch must not have column colour"),
-        (lambda: table(TRAINING).select(TRAINING.names[::-1]), "batch columns must be in the order"),
+        (lambda: table(SCORED).drop_columns(["prompt"]), "batch must have column prompt, got columns"),
+        (lambda: table(EXPLAINED), "batch must have column slot_probabilities"),
+        (lambda: table(SCORED).append_column("colour", [["red", "blue"]]), "batch must not have column colour"),
+        (lambda: table(SCORED).select(SCORED.names[::-1]), "batch columns must be in the order"),
         (lambda: replaced("reward", [0.5, 0.5], pa.float64()), "column reward must be float, got double"),
         (lambda: replaced("completion_ids", [[1, 2, 3]] * 2, pa.list_(pa.int64())), "column completion_ids must be"),
-        (lambda: unchecked(TRAINING, ROW, ROW | {"source": None}), "column source must not hold null, got .* in row 1"),
-        (lambda: unchecked(TRAINING, ROW, ROW | {"completion_ids": [6, None, 1]}),
+        (lambda: unchecked(SCORED, ROW, ROW | {"source": None}), "column source must not hold null, got .* in row 1"),
+        (lambda: unchecked(SCORED, ROW, ROW | {"completion_ids": [6, None, 1]}),
          r"column completion_ids must not hold null inside a list, got \[6, None, 1\] in row 1"),
-        (lambda: unchecked(TRAINING, ROW, ROW | {"reward_parts": [("esfp", 0.5), ("gold", None)]}),
+        (lambda: unchecked(SCORED, ROW, ROW | {"reward_parts": [("esfp", 0.5), ("gold", None)]}),
          r"column reward_parts must not hold null inside a list, got .*gold.* in row 1"),
-        (lambda: unchecked(TRAINING, ROW, ROW | {"rollout_logprobs": [-1.0]}),
+        (lambda: unchecked(SCORED, ROW, ROW | {"rollout_logprobs": [-1.0]}),
          "column rollout_logprobs must be as long as completion_ids, got 1 in row 1"),
-        (lambda: unchecked(TRAINING, ROW | {"loss_mask": []}, ROW),
-         "column loss_mask must be as long as completion_ids, got 0 in row 0"),
+        (lambda: unchecked(SCORED, ROW | {"rollout_logprobs": []}, ROW),
+         "column rollout_logprobs must be as long as completion_ids, got 0 in row 0"),
     ],
 )
 def test_a_wrong_batch_is_refused_by_column_rule_and_row(make, message):
     with pytest.raises(ValueError, match=message):
-        check(make(), TRAINING)
+        check(make(), SCORED)
 
 
 def test_the_row_is_counted_over_all_chunks():
@@ -113,8 +112,8 @@ def test_rows_with_an_unknown_or_a_missing_key_are_refused():
 
 
 def test_rows_come_back_as_they_went_in():
-    assert table(TRAINING, {}, {"sample": 1, "reference": "so"}).to_pylist() == [
-        row(TRAINING), row(TRAINING, sample=1, reference="so")]
+    assert table(SCORED, {}, {"sample": 1, "reference": "so"}).to_pylist() == [
+        row(SCORED), row(SCORED, sample=1, reference="so")]
 
 
 def test_columns_are_added_up_to_the_next_schema_and_no_further():

@@ -14,6 +14,7 @@ from rlaif.config import (
     UserError,
 )
 from rlaif.evaluation_config import StopConfig
+from rlaif.learner_config import CriticConfig, LoraConfig
 from rlaif.preflight import check_train
 from rlaif.reward_model import RewardModel
 from rlaif.reward_spec import RewardSpec, read_spec
@@ -151,3 +152,30 @@ def test_room_for_the_prompt_is_what_the_completion_leaves(config):
     config.rollout = dataclasses.replace(config.rollout, max_tokens=60, engine=EngineConfig(max_model_len=64))
     with pytest.raises(UserError, match=r"prompts.train must fit into 4 tokens .*, got 9 longer ones, first row 0"):
         check_train(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout.group_size": 1}, "rollout.group_size must be > 1 with algorithm.advantage = grpo, got 1: "),
+        ({"algorithm": {"overlong": "penalty", "overlong_buffer": 60}},
+         "algorithm.overlong_buffer must be at most rollout.max_tokens = "),
+        ({"algorithm": {"parts": "separate"}}, "algorithm.parts must be together with a single part of the reward, "),
+        ({"learner": {"critic": CriticConfig(model="policy")}},
+         "learner.critic must be left out with algorithm.advantage = grpo, got "),
+        ({"learner": {"critic": CriticConfig(model="no/such/critic")}, "algorithm": {"advantage": "gae"}},
+         "learner.critic.model must be a model folder, got 'no/such/critic', which is not there"),
+        ({"learner": {"lora": LoraConfig(rank=2, dropout=0.1)}},
+         "learner.lora.dropout must be 0 in reinforcement learning, got 0.1: "),
+        ({"learner": {"lora": LoraConfig(rank=2, target_modules=["q_proj", "query"])}},
+         "learner.lora.target_modules must be ends of names of linear layers, such as "),
+    ],
+)
+def test_updates_that_do_not_fit_rollouts_rewards_or_models_are_refused(config, changes, message):
+    if "rollout.group_size" in changes:
+        config.rollout = dataclasses.replace(config.rollout, group_size=changes["rollout.group_size"])
+    config.algorithm = AlgorithmConfig(**changes.get("algorithm", {}))
+    config.learner = dataclasses.replace(config.learner, **changes.get("learner", {}))
+    with pytest.raises(UserError) as caught:
+        check_train(config)
+    assert str(caught.value).startswith(message)
