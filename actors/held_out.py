@@ -60,7 +60,8 @@ class HeldOut:
         samples; greedy completions are no sample."""
         is_greedy = mode == "greedy"
         group_size = 1 if is_greedy else self._config.evaluation.group_size
-        done = await walk(self._fleet, self._prompts, Order(group_size, self._config.seed + 1, is_greedy))
+        order = Order(group_size, self._config.seed + 1, is_greedy, compares=group_size > 1)
+        done = await walk(self._fleet, self._prompts, order)
         drift = {} if is_greedy else values(await self._fleet.learners.drift(done.scored))
         completions = [text for reference in done.scored for text in (await reference)["completion"].to_pylist()]
         found = means(done.summary)

@@ -52,11 +52,7 @@ class Order:
     group_size: int
     seed: int
     is_greedy: bool = False         # the likeliest token at every place; else drawn as rollout.temperature says
-
-    @property
-    def compares(self) -> bool:
-        """Whether a completion has others to be compared with."""
-        return self.group_size > 1
+    compares: bool = True           # transforms that compare rows do so; not where a prompt has one completion to watch
 
 
 @dataclass

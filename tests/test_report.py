@@ -1,5 +1,6 @@
 import io
 import json
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -120,6 +121,7 @@ def test_a_run_that_is_taken_up_again_keeps_the_numbers_up_to_its_checkpoint(tmp
     report.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rew')      # cut short by a kill
+    time.sleep(1.1)     # TensorBoard's files are in the order of their names, which tell the second
     again = Report(tmp_path, io.StringIO())
     again.rewind(2)
     again.step(3, {"reward": 30.0})
