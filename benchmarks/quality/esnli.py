@@ -38,15 +38,18 @@ def slot_oracle(lab: Lab) -> list[dict[str, Any]]:
 
 
 def slot_explained(lab: Lab) -> list[dict[str, Any]]:
-    """Each half of the training rows is explained by a model that learnt from the other half."""
+    """Each half of the training rows is explained by a model that learnt from the other half; one sampled explanation a
+    row in training, the scores of four averaged in the test."""
     explainers = _explainers(lab)
     _explain_training_rows(lab, explainers)
     return _esnli(lab, "esnli_slot_explained", "slot, generated explanation", "judge.explainer.source=model",
                   f"judge.explainer.model={explainers[0]}", f"judge.explainer.template='{EXPLAINER_TEMPLATE}'",
-                  "judge.explainer.max_tokens=40", "judge.explainer.engine.max_model_len=256")
+                  "judge.explainer.max_tokens=40", f"judge.explainer.temperature={TEMPERATURE}",
+                  "judge.explainer.num_samples=4", "judge.explainer.engine.max_model_len=256")
 
 
 EXPLAINER_TEMPLATE = "{prompt} ? , {completion}"
+TEMPERATURE = 0.7
 
 
 def _explainers(lab: Lab) -> list[Path]:
@@ -81,7 +84,7 @@ def _explain_training_rows(lab: Lab, explainers: Sequence[Path]) -> None:
 
 
 def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
-    """`rows` with the explanations of one explainer, greedy; a blank or cut one stays away."""
+    """`rows` with one sampled explanation each by `explainer`; a blank or cut one stays away."""
     import asyncio
 
     import ray
@@ -101,7 +104,7 @@ def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
     write_parquet(rows, place / "rows.parquet")
     judged = judged_rows(JudgedDataConfig(path=str(place / "rows.parquet"), kind="nli"), template, "data")
     config = with_sampling(ExplainerConfig(source="model", model=str(explainer.resolve()), max_tokens=40,
-                                           template=EXPLAINER_TEMPLATE, engine=EngineConfig(max_model_len=256)))
+                                           temperature=TEMPERATURE, template=EXPLAINER_TEMPLATE, engine=EngineConfig(max_model_len=256)))
     connect()
     try:
         found = asyncio.run(explain_splits(config, RoleConfig(), {"rows": judged}, str(place), SEED, _Console()))
