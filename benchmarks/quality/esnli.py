@@ -104,7 +104,8 @@ def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
     write_parquet(rows, place / "rows.parquet")
     judged = judged_rows(JudgedDataConfig(path=str(place / "rows.parquet"), kind="nli"), template, "data")
     config = with_sampling(ExplainerConfig(source="model", model=str(explainer.resolve()), max_tokens=40,
-                                           temperature=TEMPERATURE, template=EXPLAINER_TEMPLATE, engine=EngineConfig(max_model_len=256)))
+                                           temperature=TEMPERATURE, template=EXPLAINER_TEMPLATE,
+                                           engine=EngineConfig(max_model_len=256)))
     connect()
     try:
         found = asyncio.run(explain_splits(config, RoleConfig(), {"rows": judged}, str(place), SEED, _Console()))
