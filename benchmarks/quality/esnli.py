@@ -45,7 +45,8 @@ def slot_explained(lab: Lab) -> list[dict[str, Any]]:
     return _esnli(lab, "esnli_slot_explained", "slot, generated explanation", "judge.explainer.source=model",
                   f"judge.explainer.model={explainers[0]}", f"judge.explainer.template='{EXPLAINER_TEMPLATE}'",
                   "judge.explainer.max_tokens=40", f"judge.explainer.temperature={TEMPERATURE}",
-                  "judge.explainer.num_samples=4", "judge.explainer.engine.max_model_len=256")
+                  "judge.explainer.num_samples=4", "judge.explainer.engine.max_model_len=256",
+                  "placement.explainer.num_actors=2")
 
 
 EXPLAINER_TEMPLATE = "{prompt} ? , {completion}"
@@ -108,7 +109,7 @@ def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
                                            engine=EngineConfig(max_model_len=256)))
     connect()
     try:
-        found = asyncio.run(explain_splits(config, RoleConfig(), {"rows": judged}, str(place), SEED, _Console()))
+        found = asyncio.run(explain_splits(config, RoleConfig(num_actors=2), {"rows": judged}, str(place), SEED, _Console()))
     finally:
         ray.shutdown()
     texts = [row[0] if row else None for row in found["rows"]["explanations"].to_pylist()]
