@@ -109,7 +109,8 @@ def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
                                            engine=EngineConfig(max_model_len=256)))
     connect()
     try:
-        found = asyncio.run(explain_splits(config, RoleConfig(num_actors=2), {"rows": judged}, str(place), SEED, _Console()))
+        found = asyncio.run(explain_splits(config, RoleConfig(num_actors=2), {"rows": judged}, str(place), SEED,
+                                           _Console()))
     finally:
         ray.shutdown()
     texts = [row[0] if row else None for row in found["rows"]["explanations"].to_pylist()]
