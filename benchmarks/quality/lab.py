@@ -58,6 +58,7 @@ def entry(table: str, model: str, test: str, credits: Sequence[float], prompts: 
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return {"table": table, "model": model, "test": test, "accuracy": sum(credits) / len(credits),
             "interval": [interval.low, interval.high], "n": len(credits), "train_rows": summary["num_train"],
+            "steps": summary["steps"],
             "train_minutes": summary["train_s"] / 60, "seed": summary["seed"]}
 
 
