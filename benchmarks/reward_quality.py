@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         about = environment()
         rows = _merged(rows, [row | {"commit": about["commit"]} for row in EXPERIMENTS[name](lab)])
         store(result, {"form": forms[0], "rows": rows} | about)
-    for kind in ("scenes", "e-SNLI", "preferences", "stability", "edits"):
+    for kind in ("scenes", "e-SNLI", "explanations", "preferences", "stability", "edits"):
         part = [row for row in rows if row["table"] == kind]
         if part:
             print("\n".join(table_lines(list(part[0]), part)) + "\n")

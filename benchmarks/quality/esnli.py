@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from benchmarks.quality.lab import SEED, Lab, edit_entries, entry, prompts_of
+from benchmarks.quality.explanations import label_accuracy
+from benchmarks.quality.lab import SEED, Lab, edit_entries, entry, measured, prompts_of
 from rlaif.tables import write_parquet
 
 ESNLI_TEST = {"esnli-test": "e-SNLI test", "breaking_nli": "Breaking-NLI", "med": "MED", "hans-regenerated": "HANS"}
@@ -42,11 +43,29 @@ def slot_explained(lab: Lab) -> list[dict[str, Any]]:
     row in training, the scores of four averaged in the test."""
     explainers = _explainers(lab)
     _explain_training_rows(lab, explainers)
-    return _esnli(lab, "esnli_slot_explained", "slot, generated explanation", "judge.explainer.source=model",
-                  f"judge.explainer.model={explainers[0]}", f"judge.explainer.template='{EXPLAINER_TEMPLATE}'",
-                  "judge.explainer.max_tokens=40", f"judge.explainer.temperature={TEMPERATURE}",
-                  "judge.explainer.num_samples=4", "judge.explainer.engine.max_model_len=256",
-                  "placement.explainer.num_actors=2")
+    found = _esnli(lab, "esnli_slot_explained", "slot, generated explanation", "judge.explainer.source=model",
+                   f"judge.explainer.model={explainers[0]}", f"judge.explainer.template='{EXPLAINER_TEMPLATE}'",
+                   "judge.explainer.max_tokens=40", f"judge.explainer.temperature={TEMPERATURE}",
+                   "judge.explainer.num_samples=4", "judge.explainer.engine.max_model_len=256",
+                   "placement.explainer.num_actors=2")
+    return found + _label_in_explanations(lab)
+
+
+def _label_in_explanations(lab: Lab) -> list[dict[str, Any]]:
+    """What the explanations alone give away of the labels of e-SNLI's test rows, read as the human ones are read."""
+    columns = ["premise", "explanation", "label"]
+    train, test = (pa.parquet.read_table(lab.data / f"esnli/{split}.parquet", columns=columns).to_pylist()[:size]
+                   for split, size in (("train", 24000), ("test", 2000)))
+    explained = pa.parquet.read_table(lab.folder / "esnli_slot_explained_evaluation/explained_judged.parquet")
+    generated = explained.slice(0, len(test))["explanations"].to_pylist()
+    labels = list(LABEL_WORDS)
+    pairs = [[(row["explanation"], labels.index(row["label"])) for row in rows] for rows in (train, test)]
+    sides = {"human explanation": pairs[1],
+             "generated explanation": [(texts[0] if texts else "", label)
+                                       for texts, (_, label) in zip(generated, pairs[1], strict=True)]}
+    return [{"table": "explanations", "model": "bag of words", "test": side}
+            | measured(label_accuracy(pairs[0], texts, len(labels)), [row["premise"] for row in test])
+            for side, texts in sides.items()]
 
 
 EXPLAINER_TEMPLATE = "{prompt} ? , {completion}"

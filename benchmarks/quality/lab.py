@@ -49,17 +49,21 @@ class Lab:
 
 
 def entry(table: str, model: str, test: str, credits: Sequence[float], prompts: Sequence[str], folder: Path
-           ) -> dict[str, Any]:
-    """A row of the table; the interval resamples prompts, as rows of one prompt are alike."""
+          ) -> dict[str, Any]:
+    """A row of the table: what the model in `folder` got right, and what its training took."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return {"table": table, "model": model, "test": test} | measured(credits, prompts) | {
+        "train_rows": summary["num_train"], "steps": summary["steps"], "train_minutes": summary["train_s"] / 60,
+        "seed": summary["seed"]}
+
+
+def measured(credits: Sequence[float], prompts: Sequence[str]) -> dict[str, Any]:
+    """The mean of `credits` and its interval, which resamples prompts, as rows of one prompt are alike."""
     from rlaif.statistics import bootstrap
 
     interval = bootstrap(lambda rows: sum(credits[row] for row in rows) / len(rows), len(credits), clusters=prompts,
                          num_resamples=500, seed=SEED)
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return {"table": table, "model": model, "test": test, "accuracy": sum(credits) / len(credits),
-            "interval": [interval.low, interval.high], "n": len(credits), "train_rows": summary["num_train"],
-            "steps": summary["steps"],
-            "train_minutes": summary["train_s"] / 60, "seed": summary["seed"]}
+    return {"accuracy": sum(credits) / len(credits), "interval": [interval.low, interval.high], "n": len(credits)}
 
 
 def edit_entries(data: str, model: str, evaluation: Path) -> list[dict[str, Any]]:
