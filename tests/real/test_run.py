@@ -108,15 +108,17 @@ def test_the_best_weights_are_exported_and_every_evaluation_is_kept(tmp_path: Pa
 
 
 def test_a_run_that_has_gone_too_far_ends_early(tmp_path: Path) -> None:
-    run = run_short(tmp_path / "early", "evaluation.every=1", "evaluation.stop.kl_limit=1e-6")
-    assert run.summary["steps"] == 1 == len(run.steps)
+    # An estimate from 24 answers may be below zero while the policy has hardly moved: hence a large step.
+    run = run_short(tmp_path / "early", "steps=10", "evaluation.every=1", "evaluation.stop.kl_limit=1e-6",
+                    "learner.learning_rate=0.01")
+    assert run.summary["steps"] == len(run.steps) < 10
     assert "is above evaluation.stop.kl_limit 1e-06" in run.summary["stopped"]
 
 
 def test_dapo_goes_over_the_runs_own_file_and_replaces_groups_of_equal_rewards(tmp_path: Path) -> None:
     folder = tmp_path / "dapo"
     done = launch("launch/train.py", "configs/quickstart.yaml", "configs/algorithms/dapo.yaml", f"output_dir={folder}",
-                  *SHORT, "rollout.group_size=2")
+                  *SHORT, "rollout.group_size=2", "reward.model=gold:scenes", "explainer.source=none")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     steps = Run(folder, done.stdout).steps
     for step in steps:
