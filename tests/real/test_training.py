@@ -39,7 +39,8 @@ def test_sft_learns_and_leaves_a_hugging_face_folder(tmp_path: Path) -> None:
 def test_dpo_learns_to_prefer_the_right_answer_and_its_first_margin_is_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "dpo"
     done = launch("launch/dpo.py", "configs/scenes_dpo.yaml", f"output_dir={folder}", "steps=12", "log_every=1",
-                  "checkpoint_every=0", "dev_every=0", "data.num_train=1000", "data.num_dev=64", *ON_GPU)
+                  "checkpoint_every=0", "dev_every=0", "data.num_train=1000", "data.num_dev=64",
+                  "learner.learning_rate=0.001", *ON_GPU)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3), "log 2 where policy and reference are the same"
