@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Packed", "num_packed_tokens", "pack"]
+__all__ = ["Block", "Packed", "pack"]
 
 _NEVER = 1 << 30            # position of a key that no query sees
 _STRETCH, _SLACK = 1.25, 8  # pieces of one block: the longest has at most so many times the shortest's places, and some
@@ -62,14 +62,6 @@ class Packed:
 
 def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.to(device)
-
-
-def num_packed_tokens(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, share: bool) -> int:
-    """Places that `pack` needs for these rows."""
-    kept = [(tuple(prompt), len(completion) - 1) for prompt, completion in zip(prompts, completions, strict=True)
-            if completion]
-    read = {prompt for prompt, _ in kept} if share else [prompt for prompt, _ in kept]
-    return sum(map(len, read)) + sum(size for _, size in kept)
 
 
 @dataclass(frozen=True)

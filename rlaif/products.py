@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["fast_products", "prefers_one_dnn", "use_fast_products"]
+__all__ = ["one_dnn_products", "prefers_one_dnn", "use_fast_products"]
+
+ONE_DNN = "bf16"    # torch's name for it; what it does is looked at in prefers_one_dnn
 
 
 def use_fast_products() -> bool:
@@ -18,16 +20,17 @@ def use_fast_products() -> bool:
     Every product is meant, those of gradients, attention and training engines too, so nothing of torch is replaced.
     """
     if prefers_one_dnn():
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        torch.backends.mkldnn.matmul.fp32_precision = ONE_DNN
     return prefers_one_dnn()
 
 
 @contextlib.contextmanager
-def fast_products() -> Iterator[bool]:
-    """Inside, what `use_fast_products` does; afterwards as before."""
+def one_dnn_products() -> Iterator[None]:
+    """Inside, float32 products go to oneDNN; afterwards as before."""
     before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = ONE_DNN
     try:
-        yield use_fast_products()
+        yield
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = before
 
@@ -46,12 +49,8 @@ def prefers_one_dnn() -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(128, 128, generator=generator) for _ in range(2))
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    try:
+    with one_dnn_products():
         error = (left @ right).double() - left.double() @ right.double()
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
     return bool(error.abs().max() < 1e-4)       # sums of 128 products: 1e-5 in float32, 0.1 in bfloat16
 
 

@@ -22,7 +22,7 @@ from rlaif.prompt_stream import PromptStream, in_order
 from rlaif.prompts_config import ChatConfig, PromptsConfig, PromptSourceConfig
 from rlaif.tables import read_table
 
-__all__ = ["PromptSet", "PromptStream", "in_order", "prompt_rows", "read_prompts"]
+__all__ = ["PromptSet", "PromptStream", "in_order", "read_prompts"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,6 @@ class PromptSet:
         """As "row 3 of 'a.parquet'", for an error."""
         file, row = self.places[prompt_id]
         return f"row {row} of {file!r}"
-
-
-def prompt_rows(config: PromptsConfig, split: str, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
-                ) -> list[dict[str, Any]]:
-    """The rows alone of `read_prompts`."""
-    return read_prompts(config, split, tokenizer, max_prompt_tokens).rows
 
 
 def read_prompts(config: PromptsConfig, split: str, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rlaif.packed_attention import _attention
-from rlaif.packing import num_packed_tokens, pack
+from rlaif.packing import pack
 
 PROMPTS = [[1, 2, 3], [4, 5], [1, 2, 3], [6], [1, 2, 3], [4, 5], [7, 8]]
 COMPLETIONS = [[11, 12], [13], [14, 15, 16, 17], [18, 19, 20], [21], [22] * 30, []]
@@ -27,14 +27,13 @@ def test_every_completion_token_is_predicted_from_the_place_of_the_token_before_
     assert [ids[place] for place in packed.read.tolist()] == want_ids
     assert [positions[place] for place in packed.read.tolist()] == want_positions
     assert packed.labels.tolist() == [token for row in COMPLETIONS for token in row]
-    assert len(ids) == num_packed_tokens(PROMPTS, COMPLETIONS, share=share) == sum(map(sum, (
-        block.sizes for block in packed.blocks)))
+    assert len(ids) == sum(sum(block.sizes) for block in packed.blocks)
 
 
 def test_shared_prompts_are_laid_down_once_and_last_tokens_not_at_all():
     # rows of their own: 4 + 2 + 6 + 3 + 3 + 31; shared: prompts 3 + 2, then 1 + 0 + 3 + (1 + 2) + 0 + 29
-    assert num_packed_tokens(PROMPTS, COMPLETIONS, share=False) == 49
-    assert num_packed_tokens(PROMPTS, COMPLETIONS, share=True) == 41
+    assert pack(PROMPTS, COMPLETIONS, share=False).input_ids.shape == (1, 49)
+    assert pack(PROMPTS, COMPLETIONS, share=True).input_ids.shape == (1, 41)
 
 
 def test_rows_without_completions_leave_one_prompt():

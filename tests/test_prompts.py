@@ -8,7 +8,7 @@ from tokenizers import normalizers
 from rlaif.batch import PROMPT, check
 from rlaif.config import PromptsConfig, UserError
 from rlaif.models import word_tokenizer
-from rlaif.prompts import PromptStream, in_order, prompt_rows, read_prompts
+from rlaif.prompts import PromptStream, in_order, read_prompts
 from rlaif.prompts_config import ChatConfig, CurriculumConfig, PromptSourceConfig
 
 TEXTS = ["red cat", "blue dog runs", "so", "red red red red red"]
@@ -57,22 +57,22 @@ def refusal(config, tokenizer, split="train", room=9):
 
 
 def test_rows_carry_text_ids_reference_and_source(config, tokenizer):
-    rows = prompt_rows(config, "train", tokenizer, 5)
+    rows = read_prompts(config, "train", tokenizer, 5).rows
     assert [row["prompt"] for row in rows] == TEXTS
     assert [tokenizer.decode(row["prompt_ids"]) for row in rows] == TEXTS
     assert rows[1]["reference"] == "blue dog runs!" and rows[1]["source"] == config.train
-    assert prompt_rows(config, "test", tokenizer, 5) == [rows[0] | {"source": config.test}]
+    assert read_prompts(config, "test", tokenizer, 5).rows == [rows[0] | {"source": config.test}]
 
 
 def test_without_a_reference_column_references_are_null(config, tokenizer):
     config.reference_column = None
-    assert {row["reference"] for row in prompt_rows(config, "train", tokenizer, 5)} == {None}
+    assert {row["reference"] for row in read_prompts(config, "train", tokenizer, 5).rows} == {None}
 
 
 def test_a_prompt_of_digits_in_a_csv_stays_text(tmp_path, tokenizer):
     (tmp_path / "rows.csv").write_text("prompt,reference,n\n007,1e5,1\n")
     config = PromptsConfig(train=str(tmp_path / "rows.csv"), reference_column="reference")
-    row = prompt_rows(config, "train", tokenizer, 5)[0]
+    row = read_prompts(config, "train", tokenizer, 5).rows[0]
     assert (row["prompt"], row["reference"], tokenizer.decode(row["prompt_ids"])) == ("007", "1e5", "007")
 
 
@@ -104,10 +104,10 @@ def test_one_set_is_the_same_said_either_way(config, tokenizer):
 
 def test_a_folder_gives_training_and_test_rows_by_the_names_of_its_files(tmp_path, config, tokenizer):
     config.train = config.test = str(tmp_path)
-    assert [row["prompt"] for row in prompt_rows(config, "train", tokenizer, 9)] == TEXTS
-    assert [row["prompt"] for row in prompt_rows(config, "test", tokenizer, 9)] == TEXTS[:1]
+    assert [row["prompt"] for row in read_prompts(config, "train", tokenizer, 9).rows] == TEXTS
+    assert [row["prompt"] for row in read_prompts(config, "test", tokenizer, 9).rows] == TEXTS[:1]
     config.test, config.test_sources = None, [PromptSourceConfig(str(tmp_path), split="train", num_rows=3)]
-    assert [row["prompt"] for row in prompt_rows(config, "test", tokenizer, 9)] == TEXTS[:3]
+    assert [row["prompt"] for row in read_prompts(config, "test", tokenizer, 9).rows] == TEXTS[:3]
 
 
 def test_an_id_that_comes_twice_is_refused_with_both_rows(write, tokenizer):
@@ -128,24 +128,24 @@ TALK = [{"role": "system", "content": "be brief"}, ASK, {"role": "assistant", "c
 def test_messages_are_read_through_the_template_by_the_policy_and_as_text_by_a_judge(write, chat_tokenizer, name):
     path = write([{"talk": [ASK]}, {"talk": TALK}], name)
     config = PromptsConfig(train=path, messages_column="talk", chat=ChatConfig(system="so"))
-    rows = prompt_rows(config, "train", chat_tokenizer, 99)
+    rows = read_prompts(config, "train", chat_tokenizer, 99).rows
     assert [row["prompt"] for row in rows] == ["red cat?",
                                                "System: be brief\nUser: red cat?\nAssistant: so\nUser: runs?"]
     assert [chat_tokenizer.convert_ids_to_tokens(row["prompt_ids"]) for row in rows] == [
         ["system", "so", "user", "red", "cat", "?", "assistant"],
         ["system", "be", "brief", "user", "red", "cat", "?", "assistant", "so", "user", "runs", "?", "assistant"]]
     config.chat.judge_reads = "last_user"
-    assert [row["prompt"] for row in prompt_rows(config, "train", chat_tokenizer, 99)] == ["red cat?", "runs?"]
+    assert [row["prompt"] for row in read_prompts(config, "train", chat_tokenizer, 99).rows] == ["red cat?", "runs?"]
 
 
 def test_a_plain_prompt_becomes_a_message_where_that_is_asked_for(write, chat_tokenizer):
     path = write([{"prompt": "red cat?"}])
     config = PromptsConfig(train=path, chat=ChatConfig(wrap_prompts=True, system="be brief"))
-    row, = prompt_rows(config, "train", chat_tokenizer, 99)
+    row, = read_prompts(config, "train", chat_tokenizer, 99).rows
     assert row["prompt"] == "red cat?"
     assert chat_tokenizer.decode(row["prompt_ids"]) == "system be brief user red cat? assistant"
     config.chat = ChatConfig()
-    assert chat_tokenizer.decode(prompt_rows(config, "train", chat_tokenizer, 99)[0]["prompt_ids"]) == "red cat?"
+    assert chat_tokenizer.decode(read_prompts(config, "train", chat_tokenizer, 99).rows[0]["prompt_ids"]) == "red cat?"
 
 
 def test_special_tokens_of_the_tokenizer_are_not_put_around_what_a_template_wrote(write):
@@ -155,7 +155,7 @@ def test_special_tokens_of_the_tokenizer_are_not_put_around_what_a_template_wrot
     for chat, expected in ((ChatConfig(), ["[CLS]", "red", "[SEP]"]),
                            (ChatConfig(wrap_prompts=True), ["user", "red", "assistant"])):
         config.chat = chat
-        row, = prompt_rows(config, "train", bert_like, 9)
+        row, = read_prompts(config, "train", bert_like, 9).rows
         assert bert_like.convert_ids_to_tokens(row["prompt_ids"]) == expected
 
 
@@ -253,7 +253,7 @@ def test_prompts_that_are_too_long_are_dropped_and_counted_where_that_is_asked_f
     assert [row["prompt"] for row in found.rows] == TEXTS[:3]
     assert (found.num_too_long, found.sizes) == (1, [3])
     assert found.where(2) == f"row 2 of {config.train!r}"
-    assert [row["prompt"] for row in prompt_rows(config, "train", tokenizer, 1)] == ["so"]
+    assert [row["prompt"] for row in read_prompts(config, "train", tokenizer, 1).rows] == ["so"]
 
 
 def test_a_set_of_which_nothing_is_left_is_refused(write, tokenizer):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 import torch
 
@@ -48,18 +46,9 @@ def test_every_engine_gets_its_own_ranks_in_the_group(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
-def test_shapes_describe_the_weights_as_they_come_whole(zero_stage: int, monkeypatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"),
-                        ("MASTER_PORT", str(port)), ("DS_ACCELERATOR", "cpu")):
-        monkeypatch.setenv(name, value)
-    # ZeRO 3 puts a linear layer of its own in torch's place, for the whole process: put back after the test.
-    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
-    from actors.zero import ZeroEngine, init_distributed
+def test_shapes_describe_the_weights_as_they_come_whole(zero_stage: int, distributed) -> None:
+    from actors.zero import ZeroEngine
 
-    init_distributed("gloo")
     start = {name: tensor.detach().clone() for name, tensor in load_causal_lm(POLICY, "float32").named_parameters()}
     model = load_causal_lm(POLICY, "float32")
     engine = ZeroEngine(model, model, LearnerConfig(zero_stage=zero_stage), torch.device("cpu"))

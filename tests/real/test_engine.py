@@ -16,7 +16,7 @@ from rlaif.batch import ROLLOUT, check
 from rlaif.config import EngineConfig, PromptsConfig, RolloutConfig, WeightSyncConfig
 from rlaif.models import load_causal_lm, load_tokenizer
 from rlaif.objectives import PolicyObjective, PolicyOptions
-from rlaif.prompts import in_order, prompt_rows
+from rlaif.prompts import in_order, read_prompts
 from rlaif.weights import pack
 from tests.real.conftest import START, Run, role
 
@@ -43,7 +43,7 @@ def actor(local_ray: None):
 @pytest.fixture(scope="module")
 def prompts() -> pa.Table:
     config = PromptsConfig(train="scenes:prompts-train", test="scenes:prompts-test", num_test=24)
-    return in_order(prompt_rows(config, "test", load_tokenizer(POLICY), 40))
+    return in_order(read_prompts(config, "test", load_tokenizer(POLICY), 40).rows)
 
 
 def roll_out(actor, prompts: pa.Table, seed: int = 7) -> pa.Table:

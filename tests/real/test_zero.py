@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 
 import pytest
 import torch
@@ -30,21 +29,6 @@ CASES = {"grpo": (GRPO, LearnerConfig(learning_rate=RATE, micro_batch_tokens=40)
          "adapters": (GRPO, LearnerConfig(learning_rate=RATE, micro_batch_tokens=40, lora=LoraConfig(rank=4))),
          "critic": (PPO, LearnerConfig(learning_rate=RATE, micro_batch_tokens=40,
                                        critic=CriticConfig("policy", learning_rate=RATE)))}
-
-
-@pytest.fixture
-def distributed(monkeypatch):
-    """One rank of its own; what ZeRO 3 puts in the place of torch's linear layer is taken back."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"),
-                        ("MASTER_PORT", str(port)), ("DS_ACCELERATOR", "cpu")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
-    from actors.zero import init_distributed
-
-    init_distributed("gloo")
 
 
 def learner(algorithm: AlgorithmConfig, config: LearnerConfig, engine_of) -> Learner:
