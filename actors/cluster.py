@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from rlaif.config import UserError
+from rlaif.config.checks import UserError
 
 AUTH_MODE = "RAY_AUTH_MODE"     # see actors/__init__.py
 

@@ -10,14 +10,15 @@ import pyarrow as pa
 
 from actors.fitting import FitOptions, fit, run_folder
 from actors.learner import LearnerSpec
-from rlaif.config import ModelConfig, UserError
-from rlaif.dpo_config import DpoConfig
-from rlaif.model_checks import check_context
-from rlaif.models import absolute, load_tokenizer, refuse_incomplete
-from rlaif.preference_loss import PreferenceOptions
-from rlaif.preferences import encoded_pairs
-from rlaif.run_folder import refuse_other_run
-from rlaif.supervision import batches
+from rlaif.config.checks import UserError
+from rlaif.config.dpo import DpoConfig
+from rlaif.config.train import ModelConfig
+from rlaif.data.preferences import encoded_pairs
+from rlaif.data.supervision import batches
+from rlaif.esfp.model_checks import check_context
+from rlaif.modeling.models import absolute, load_tokenizer, refuse_incomplete
+from rlaif.policy.preference_loss import PreferenceOptions
+from rlaif.running.run_folder import refuse_other_run
 
 
 def run_dpo(config: DpoConfig) -> None:

@@ -34,8 +34,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.generation import Generation
-from rlaif.config import EngineConfig
-from rlaif.weights import checksum_bytes
+from rlaif.config.train import EngineConfig
+from rlaif.modeling.weights import checksum_bytes
 
 BACKEND = "shared_memory"
 

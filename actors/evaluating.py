@@ -18,21 +18,29 @@ from actors.fitting import READY_TIMEOUT_S, run_folder
 from actors.judges import all_ready, start_judges
 from actors.placement import Placement
 from rlaif.batch import check
-from rlaif.config import ExplainerConfig, UserError
-from rlaif.config_file import config_hash
-from rlaif.gold import GOLD
-from rlaif.judges import Judge, explainer_of, find_judge, write_judge
+from rlaif.config.checks import UserError
+from rlaif.config.files import config_hash
+from rlaif.config.reward import EvaluateConfig
+from rlaif.config.train import ExplainerConfig
+from rlaif.data.judged_rows import content_hash, judged_rows
+from rlaif.data.tables import write_parquet
+from rlaif.esfp.gold import GOLD
+from rlaif.esfp.judges import Judge, explainer_of, find_judge, write_judge
+from rlaif.esfp.reward_model import Scored
 from rlaif.metrics import Max, Mean, Metric, Min, Sum, merge, values
-from rlaif.report import Report
-from rlaif.reward_config import EvaluateConfig
-from rlaif.reward_data import content_hash, judged_rows
-from rlaif.reward_evaluation import Edited, EvaluationOptions, edited_rows, evaluate, evaluate_edits, headline
-from rlaif.reward_model import Scored
-from rlaif.reward_report import write_evaluation
-from rlaif.run_folder import refuse_other_run
-from rlaif.scored_rows import SCORED_ROWS, of_both_orders, one_side_at_a_time, scored_rows, texts_of
-from rlaif.tables import write_parquet
-from rlaif.versions import versions
+from rlaif.reward_evaluation.evaluation import (
+    Edited,
+    EvaluationOptions,
+    edited_rows,
+    evaluate,
+    evaluate_edits,
+    headline,
+)
+from rlaif.reward_evaluation.report import write_evaluation
+from rlaif.reward_evaluation.scored_rows import SCORED_ROWS, of_both_orders, one_side_at_a_time, scored_rows, texts_of
+from rlaif.running.report import Report
+from rlaif.running.run_folder import refuse_other_run
+from rlaif.running.versions import versions
 
 JUDGED_SPLIT, EDITED_SPLIT = "judged", "edited"
 _MADE_OF = b"made_of"       # key of a part's metadata, beside COUNTS

@@ -12,8 +12,8 @@ import ray
 
 from actors.generation import content_seed
 from rlaif.batch import EXPLAINED, ROLLOUT, check, with_columns
-from rlaif.config import ExplainerConfig
-from rlaif.explanation_cache import (
+from rlaif.config.train import ExplainerConfig
+from rlaif.esfp.explanation_cache import (
     Author,
     ExplanationCache,
     Written,
@@ -21,9 +21,9 @@ from rlaif.explanation_cache import (
     model_identity,
     server_identity,
 )
-from rlaif.explanations import INPUT_CUT, explanation_metrics, explanation_prompt
+from rlaif.esfp.explanations import INPUT_CUT, explanation_metrics, explanation_prompt
 from rlaif.metrics import Metric, Sum
-from rlaif.models import load_tokenizer
+from rlaif.modeling.models import load_tokenizer
 
 
 class Writer(Protocol):

@@ -15,11 +15,12 @@ from actors.explainer import Explained, ExplainerActor
 from actors.fitting import READY_TIMEOUT_S
 from actors.placement import Placement, within
 from rlaif.batch import JUDGED, check
-from rlaif.config import ExplainerConfig, RoleConfig, UserError
-from rlaif.explanations import usable_or_refuse
+from rlaif.config.checks import UserError
+from rlaif.config.train import ExplainerConfig, RoleConfig
+from rlaif.data.tables import write_parquet
+from rlaif.esfp.explanations import usable_or_refuse
 from rlaif.metrics import Metric, Sum, merge, values
-from rlaif.report import Report
-from rlaif.tables import write_parquet
+from rlaif.running.report import Report
 
 COUNTS = b"counts"
 ROWS_PER_PART = 1024    # rows whose explanations are kept in one file: what a run that is killed loses at most

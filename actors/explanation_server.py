@@ -19,8 +19,9 @@ from typing import Any
 import openai
 
 from actors.generation import content_seed
-from rlaif.config import ServerConfig, UserError
-from rlaif.explanation_cache import Written
+from rlaif.config.checks import UserError
+from rlaif.config.train import ServerConfig
+from rlaif.esfp.explanation_cache import Written
 from rlaif.metrics import Metric, Sum
 
 KEY = "explainer.server"        # where ServerConfig stands in a configuration

@@ -18,14 +18,14 @@ from actors.cluster import connect
 from actors.gang import Gang
 from actors.learner import LearnerSpec
 from actors.placement import Placement, Roles, refuse_too_large, within
-from rlaif.cli import working
-from rlaif.config import RoleConfig, SftConfig
-from rlaif.dpo_config import DpoConfig
+from rlaif.config.dpo import DpoConfig
+from rlaif.config.reward import EvaluateConfig, RewardTrainConfig
+from rlaif.config.train import RoleConfig, SftConfig
 from rlaif.metrics import merge, values
-from rlaif.report import Report, write_json
-from rlaif.reward_config import EvaluateConfig, RewardTrainConfig
-from rlaif.run_folder import claim, finish
-from rlaif.versions import versions
+from rlaif.running.cli import working
+from rlaif.running.report import Report, write_json
+from rlaif.running.run_folder import claim, finish
+from rlaif.running.versions import versions
 
 READY_TIMEOUT_S = 300.0
 CHECKPOINTS, BEST, TOKENIZER = "checkpoints", "best", "start_tokenizer"

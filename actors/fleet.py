@@ -16,11 +16,11 @@ from actors.placement import Placement
 from actors.pool import Pool
 from actors.reward_functions import RewardFunctionActor
 from actors.rollout import RolloutActor
-from rlaif.config import ExplainerConfig, RoleConfig, TrainConfig
-from rlaif.objectives import PolicyOptions
-from rlaif.preflight import Checked
+from rlaif.config.train import ExplainerConfig, RoleConfig, TrainConfig
+from rlaif.learning.objectives import PolicyOptions
+from rlaif.modeling.weights import version_label
 from rlaif.rewards.plan import JudgePart, RewardPlan
-from rlaif.weights import version_label
+from rlaif.running.preflight import Checked
 
 
 def roles(config: TrainConfig, explainer: ExplainerConfig, plan: RewardPlan) -> dict[str, RoleConfig]:
@@ -52,7 +52,7 @@ def learner_spec(config: TrainConfig, plan: RewardPlan) -> LearnerSpec:
 
 
 class Fleet:
-    """Handles of all actors of a run. What it is made of was found by rlaif.preflight."""
+    """Handles of all actors of a run. What it is made of was found by rlaif.running.preflight."""
 
     def __init__(self, config: TrainConfig, checked: Checked) -> None:
         self.config, self.plan = config, checked.plan

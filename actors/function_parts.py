@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pyarrow as pa
 
 from actors.function_process import FunctionProcess
+from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.metrics import Metric, Sum
 from rlaif.rewards.columns import columns_of
-from rlaif.rewards.config import RewardPartConfig
 from rlaif.rewards.functions import Answer, Columns, Raised, Skips, ask, described, read_answer
 from rlaif.rewards.rules import RULES, make_rule
-from rlaif.scored_batch import parts_table
+from rlaif.rewards.scored_batch import parts_table
 
 __all__ = ["FunctionParts", "check_functions"]
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from multiprocessing import Pipe
 from typing import Any
 
-from rlaif.config_checks import UserError
-from rlaif.rewards.config import RewardPartConfig
+from rlaif.config.checks import UserError
+from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.rewards.functions import Answer, Columns, Lost, Raised
 
 __all__ = ["FunctionProcess"]

@@ -11,7 +11,7 @@ import ray
 from actors.learner import LearnerActor, LearnerSpec
 from actors.placement import Placement
 from rlaif.metrics import Metric, merge
-from rlaif.weights import Manifest
+from rlaif.modeling.weights import Manifest
 
 
 class Gang:

@@ -13,12 +13,12 @@ import ray
 import torch
 
 from actors.generation import Generation
-from rlaif.config import EngineConfig
-from rlaif.generative_judge import ask, compile_question, judge, label_mass, with_reasoning
-from rlaif.generative_spec import GenerativeSpec, to_dict
+from rlaif.config.train import EngineConfig
+from rlaif.esfp.generative_judge import ask, compile_question, judge, label_mass, with_reasoning
+from rlaif.esfp.generative_spec import GenerativeSpec, to_dict
+from rlaif.esfp.reward_model import Scored, Texts
 from rlaif.metrics import Mean, Metric, Min, Sum
-from rlaif.models import load_tokenizer
-from rlaif.reward_model import Scored, Texts
+from rlaif.modeling.models import load_tokenizer
 
 _Answer = TypeVar("_Answer")
 

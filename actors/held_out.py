@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from actors.fleet import Fleet
 from actors.walk import Order, walk
-from rlaif.config import TrainConfig
-from rlaif.evaluation import evaluation_figures
-from rlaif.figures import means
+from rlaif.config.train import TrainConfig
 from rlaif.metrics import values
-from rlaif.report import Report, Stopwatch, figure
-from rlaif.stopping import Evaluated, weigh
+from rlaif.running.figures import means
+from rlaif.running.held_out import evaluation_figures
+from rlaif.running.report import Report, Stopwatch, figure
+from rlaif.running.stopping import Evaluated, weigh
 
 BEST = "best"
 

@@ -16,12 +16,12 @@ from actors.generative_judge import GenerativeJudgeActor
 from actors.placement import Placement, within
 from actors.slot_scorer import SlotActor
 from rlaif.batch import EXPLAINED, ROLLOUT, check
-from rlaif.config import EngineConfig, RewardConfig, RoleConfig
-from rlaif.gold import GOLD
-from rlaif.judges import Judge, gold_scored, gold_version
+from rlaif.config.train import EngineConfig, RewardConfig, RoleConfig
+from rlaif.esfp.gold import GOLD
+from rlaif.esfp.judges import Judge, gold_scored, gold_version
+from rlaif.esfp.reward_model import Scored, Texts
 from rlaif.metrics import Metric
-from rlaif.reward_model import Scored, Texts
-from rlaif.scored_batch import scored_batch, texts_to_judge, without_explanations
+from rlaif.rewards.scored_batch import scored_batch, texts_to_judge, without_explanations
 
 Scores = tuple[pa.Table, pa.Table, dict[str, Metric]]
 
@@ -102,7 +102,7 @@ class _Batches:
 
 @ray.remote(allow_out_of_order_execution=True)
 class GoldJudgeActor:
-    """A JudgeActor: the exact judge of rlaif.gold as the reward. Learns nothing, sees no explanations."""
+    """A JudgeActor: the exact judge of rlaif.esfp.gold as the reward. Learns nothing, sees no explanations."""
 
     def __init__(self, judge: Judge, part: str, gold: str | None) -> None:
         self._name, self._batches = judge.model, _Batches(judge, part, gold, "without")

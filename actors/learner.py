@@ -17,15 +17,23 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from actors.sync_client import SyncClient
-from rlaif.completion_model import CompletionModel, examine
-from rlaif.config import LearnerConfig, ModelConfig, UserError
-from rlaif.controllers import MovingBaseline
-from rlaif.critic import Critic, ValueHead
-from rlaif.judging_objective import JudgingObjective, JudgingOptions
-from rlaif.learner import Learner
-from rlaif.lora import add_lora
+from rlaif.config.checks import UserError
+from rlaif.config.learner import LearnerConfig
+from rlaif.config.train import ModelConfig
+from rlaif.learning.completion_model import CompletionModel, examine
+from rlaif.learning.critic import Critic, ValueHead
+from rlaif.learning.judging_objective import JudgingObjective, JudgingOptions
+from rlaif.learning.learner import Learner
+from rlaif.learning.lora import add_lora
+from rlaif.learning.objectives import (
+    Objective,
+    PolicyObjective,
+    PolicyOptions,
+    PreferenceObjective,
+    SupervisedObjective,
+)
 from rlaif.metrics import Metric
-from rlaif.models import (
+from rlaif.modeling.models import (
     load_causal_lm,
     load_judge,
     load_tokenizer,
@@ -33,10 +41,10 @@ from rlaif.models import (
     scratch_judge,
     without_dropout,
 )
-from rlaif.objectives import Objective, PolicyObjective, PolicyOptions, PreferenceObjective, SupervisedObjective
-from rlaif.preference_loss import PreferenceOptions
-from rlaif.products import use_fast_products
-from rlaif.weights import Manifest, pack
+from rlaif.modeling.products import use_fast_products
+from rlaif.modeling.weights import Manifest, pack
+from rlaif.policy.controllers import MovingBaseline
+from rlaif.policy.preference_loss import PreferenceOptions
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ import ray
 from actors.fleet import Fleet
 from actors.held_out import HeldOut
 from actors.walk import Order, Walk, walk
-from rlaif.algorithm_config import AlgorithmConfig
-from rlaif.config import TrainConfig
-from rlaif.controllers import KlController
-from rlaif.dynamic_sampling import Choice, choose_groups
-from rlaif.figures import counts, group_figures, means
+from rlaif.config.algorithm import AlgorithmConfig
+from rlaif.config.train import TrainConfig
+from rlaif.data.prompts import PromptStream
 from rlaif.metrics import values
-from rlaif.prompts import PromptStream
-from rlaif.report import Report, Stopwatch, sample_lines, stage_lines
-from rlaif.training_batch import ORDER, chosen_rows
+from rlaif.policy.controllers import KlController
+from rlaif.policy.dynamic_sampling import Choice, choose_groups
+from rlaif.policy.training_batch import ORDER, chosen_rows
+from rlaif.running.figures import counts, group_figures, means
+from rlaif.running.report import Report, Stopwatch, sample_lines, stage_lines
 
 STAGES = ("rollout", "explain", "score", "learn", "sync")
 

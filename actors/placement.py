@@ -11,7 +11,8 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import actor_environment
-from rlaif.config import RoleConfig, UserError
+from rlaif.config.checks import UserError
+from rlaif.config.train import RoleConfig
 
 Roles = Mapping[str, RoleConfig]
 

@@ -9,10 +9,10 @@ import ray
 
 from actors.function_parts import FunctionParts
 from rlaif.batch import ROLLOUT, check
-from rlaif.gold import GOLD
+from rlaif.esfp.gold import GOLD
 from rlaif.metrics import Metric
 from rlaif.rewards.plan import RewardPlan
-from rlaif.scored_batch import combine_scored
+from rlaif.rewards.scored_batch import combine_scored
 
 
 # Out of order: what is there to be combined must not wait for a batch that is still being explained.
@@ -41,8 +41,8 @@ class RewardFunctionActor:
         """One SCORED batch, its small columns for the driver, and what was counted.
 
         tables: `num_batches` batches of whole groups, then what the other parts said: see
-        rlaif.scored_batch.combine_scored. compares: False in evaluation, where a prompt has one completion, and a
-        transform that compares rows nothing to compare with.
+        rlaif.rewards.scored_batch.combine_scored. compares: False in evaluation, where a prompt has one completion,
+        and a transform that compares rows nothing to compare with.
         """
         batches, parts = tables[:num_batches], tables[num_batches:]
         plan = self._plan if compares else self._plan.without_comparison()

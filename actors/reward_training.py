@@ -20,27 +20,28 @@ from actors.fitting import TOKENIZER, FitOptions, fit, run_folder
 from actors.gang import Gang
 from actors.learner import LearnerSpec
 from rlaif.batch import JUDGED, from_rows
-from rlaif.calibration import (
+from rlaif.config.checks import UserError
+from rlaif.config.files import config_hash
+from rlaif.config.reward import RewardTrainConfig
+from rlaif.config.train import ExplainerConfig
+from rlaif.data.judged_rows import content_hash, draw, judged_rows, mixture
+from rlaif.esfp.calibration import (
     expected_calibration_error,
     fit_prior,
     fit_score_temperature,
     fit_temperature,
     log_sigmoid,
 )
-from rlaif.config import ExplainerConfig, UserError
-from rlaif.config_file import config_hash
-from rlaif.encoding import compile_template
-from rlaif.explanations import check_template
-from rlaif.judging_objective import JudgingOptions
-from rlaif.model_checks import check_explainer, check_slot_model, with_sampling
-from rlaif.models import absolute, load_tokenizer, refuse_incomplete, word_tokenizer
-from rlaif.report import Report
-from rlaif.reward_config import RewardTrainConfig
-from rlaif.reward_data import content_hash, draw, judged_rows, mixture
-from rlaif.reward_spec import ExplainerReference, RewardSpec, write_spec
-from rlaif.run_folder import refuse_other_run
-from rlaif.slots import SlotTemplate
-from rlaif.templates import slot_template
+from rlaif.esfp.encoding import compile_template
+from rlaif.esfp.explanations import check_template
+from rlaif.esfp.model_checks import check_explainer, check_slot_model, with_sampling
+from rlaif.esfp.reward_spec import ExplainerReference, RewardSpec, write_spec
+from rlaif.esfp.slots import SlotTemplate
+from rlaif.esfp.templates import slot_template
+from rlaif.learning.judging_objective import JudgingOptions
+from rlaif.modeling.models import absolute, load_tokenizer, refuse_incomplete, word_tokenizer
+from rlaif.running.report import Report
+from rlaif.running.run_folder import refuse_other_run
 
 CONTENT_FREE = ("", "N/A")      # Zhao et al. 2021 (arXiv 2102.09690), section 5; their third is the mask, which is ours
 

@@ -11,9 +11,9 @@ import ray
 
 from actors.generation import content_seed
 from rlaif.batch import PROMPT, ROLLOUT, check, from_rows
-from rlaif.config import RolloutConfig, WeightSyncConfig
-from rlaif.models import load_tokenizer, published_shapes
-from rlaif.weights import Manifest, refuse_mismatch, version_label
+from rlaif.config.train import RolloutConfig, WeightSyncConfig
+from rlaif.modeling.models import load_tokenizer, published_shapes
+from rlaif.modeling.weights import Manifest, refuse_mismatch, version_label
 
 
 @ray.remote

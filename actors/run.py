@@ -19,16 +19,16 @@ from actors.function_parts import check_functions
 from actors.held_out import HeldOut, best_folder
 from actors.loop import Trained, train
 from actors.placement import refuse_too_large
-from rlaif.cli import working
-from rlaif.config import TrainConfig
-from rlaif.memory import PeakMemory
-from rlaif.models import absolute
-from rlaif.preflight import Checked, check_train
-from rlaif.prompts import PromptStream, in_order
-from rlaif.report import Report, Stopwatch, before_after_table, write_json
+from rlaif.config.train import TrainConfig
+from rlaif.data.prompts import PromptStream, in_order
+from rlaif.modeling.models import absolute
 from rlaif.rewards.plan import RewardPlan
-from rlaif.run_folder import claim, finish, refuse_other_run
-from rlaif.versions import versions
+from rlaif.running.cli import working
+from rlaif.running.memory import PeakMemory
+from rlaif.running.preflight import Checked, check_train
+from rlaif.running.report import Report, Stopwatch, before_after_table, write_json
+from rlaif.running.run_folder import claim, finish, refuse_other_run
+from rlaif.running.versions import versions
 
 
 def run_training(config: TrainConfig) -> None:

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from actors.fitting import TOKENIZER, FitOptions, fit, run_folder
 from actors.learner import LearnerSpec
-from rlaif.config import SftConfig
-from rlaif.model_checks import check_context
-from rlaif.models import absolute, load_tokenizer, refuse_incomplete, word_tokenizer
-from rlaif.run_folder import refuse_other_run
-from rlaif.supervision import batches, is_chat, supervised_rows, supervised_texts
+from rlaif.config.train import SftConfig
+from rlaif.data.supervision import batches, is_chat, supervised_rows, supervised_texts
+from rlaif.esfp.model_checks import check_context
+from rlaif.modeling.models import absolute, load_tokenizer, refuse_incomplete, word_tokenizer
+from rlaif.running.run_folder import refuse_other_run
 
 
 def run_sft(config: SftConfig) -> None:

@@ -7,12 +7,12 @@ import ray
 import torch
 
 from rlaif.batch import EXPLAINED, ROLLOUT, check
-from rlaif.config import RewardConfig
-from rlaif.gold import GOLD
-from rlaif.judges import Judge, load_encoder
+from rlaif.config.train import RewardConfig
+from rlaif.esfp.gold import GOLD
+from rlaif.esfp.judges import Judge, load_encoder
+from rlaif.esfp.reward_model import RewardModel, Scored, Texts
 from rlaif.metrics import Metric
-from rlaif.reward_model import RewardModel, Scored, Texts
-from rlaif.scored_batch import scored_batch, texts_to_judge, without_explanations
+from rlaif.rewards.scored_batch import scored_batch, texts_to_judge, without_explanations
 
 
 # Out of order: a batch whose explanation is there must not wait for one that was asked for earlier.

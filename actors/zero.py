@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlaif.config import LearnerConfig
-from rlaif.lora import whole_weights
+from rlaif.config.learner import LearnerConfig
+from rlaif.learning.lora import whole_weights
 
 # Its shared-memory all-reduce is compiled on first use (40 s and more); gloo does without it.
 if "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__:

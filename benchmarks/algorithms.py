@@ -25,9 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import RESULTS, environment, store, table_lines  # noqa: E402
-from rlaif.config import TrainConfig, UserError  # noqa: E402
-from rlaif.config_file import load  # noqa: E402
-from rlaif.run_folder import EVALUATIONS_FILE, METRICS_FILE, refuse_other_run  # noqa: E402
+from rlaif.config.checks import UserError  # noqa: E402
+from rlaif.config.files import load  # noqa: E402
+from rlaif.config.train import TrainConfig  # noqa: E402
+from rlaif.running.run_folder import EVALUATIONS_FILE, METRICS_FILE, refuse_other_run  # noqa: E402
 
 TARGET = 0.9        # gold, the share of right answers
 STEPS = {"quick": 4, "full": 200}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from rlaif.config import EngineConfig
+from rlaif.config.train import EngineConfig
 
 
 class CausalJudge:

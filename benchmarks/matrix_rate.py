@@ -39,7 +39,7 @@ MULTIPLIERS = {"torch": functional.linear, "onednn": one_dnn_linear}
 
 def operations(lengths: Sequence[int], num_slots: int, config: BertConfig) -> int:
     """Multiplications and additions of the linear layers and the attention of a BERT over rows of these lengths, as
-    `rlaif.encoder` takes them: of the last layer the keys and values for every token, the rest for the slots."""
+    `rlaif.esfp.encoder` takes them: of the last layer the keys and values for every token, the rest for the slots."""
     hidden, inner, total = config.hidden_size, config.intermediate_size, 0
     per_token = 2 * (4 * hidden * hidden + 2 * hidden * inner)
     for length in lengths:

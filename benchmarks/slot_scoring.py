@@ -53,12 +53,12 @@ from benchmarks.matrix_rate import MULTIPLIERS, MatrixRate, operations  # noqa: 
 from benchmarks.measuring import environment, interleaved, num_cores, store, table_lines  # noqa: E402
 from benchmarks.start_models import minilm_folder, write_masked_start  # noqa: E402
 from rlaif import scenes  # noqa: E402
-from rlaif.bucketing import padding_share  # noqa: E402
-from rlaif.collate import pad_right  # noqa: E402
-from rlaif.encoding import Encoded, encode  # noqa: E402
-from rlaif.reward_model import RewardModel, Scored, Texts  # noqa: E402
-from rlaif.reward_spec import RewardSpec  # noqa: E402
-from rlaif.slots import Slot, SlotTemplate  # noqa: E402
+from rlaif.esfp.encoding import Encoded, encode  # noqa: E402
+from rlaif.esfp.reward_model import RewardModel, Scored, Texts  # noqa: E402
+from rlaif.esfp.reward_spec import RewardSpec  # noqa: E402
+from rlaif.esfp.slots import Slot, SlotTemplate  # noqa: E402
+from rlaif.modeling.bucketing import padding_share  # noqa: E402
+from rlaif.modeling.collate import pad_right  # noqa: E402
 
 NUM_ROWS = {"quick": 192, "full": 1024}
 REPEATS = {"quick": 3, "full": 5}

@@ -2,8 +2,8 @@
 
 import sys
 
-from rlaif.cli import main
-from rlaif.dpo_config import DpoConfig
+from rlaif.config.dpo import DpoConfig
+from rlaif.running.cli import main
 
 
 def body(config: DpoConfig) -> None:

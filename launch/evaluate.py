@@ -5,8 +5,8 @@
 
 import sys
 
-from rlaif.cli import main
-from rlaif.reward_config import EvaluateConfig
+from rlaif.config.reward import EvaluateConfig
+from rlaif.running.cli import main
 
 
 def body(config: EvaluateConfig) -> None:

@@ -2,8 +2,8 @@
 
 import sys
 
-from rlaif.cli import main
-from rlaif.config import SftConfig
+from rlaif.config.train import SftConfig
+from rlaif.running.cli import main
 
 
 def body(config: SftConfig) -> None:

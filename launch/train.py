@@ -2,8 +2,8 @@
 
 import sys
 
-from rlaif.cli import main
-from rlaif.config import TrainConfig
+from rlaif.config.train import TrainConfig
+from rlaif.running.cli import main
 
 
 def body(config: TrainConfig) -> None:

@@ -5,8 +5,8 @@
 
 import sys
 
-from rlaif.cli import main
-from rlaif.reward_config import RewardTrainConfig
+from rlaif.config.reward import RewardTrainConfig
+from rlaif.running.cli import main
 
 
 def body(config: RewardTrainConfig) -> None:

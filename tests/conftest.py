@@ -7,11 +7,11 @@ import pytest
 
 import actors  # noqa: F401  before any test imports ray, as in every launcher
 from rlaif import scenes
-from rlaif.config import ScratchConfig
-from rlaif.models import scratch_causal_lm, scratch_judge, word_tokenizer
-from rlaif.reward_model import RewardModel
-from rlaif.reward_spec import ExplainerReference, RewardSpec
-from rlaif.slots import Slot, SlotTemplate
+from rlaif.config.train import ScratchConfig
+from rlaif.esfp.reward_model import RewardModel
+from rlaif.esfp.reward_spec import ExplainerReference, RewardSpec
+from rlaif.esfp.slots import Slot, SlotTemplate
+from rlaif.modeling.models import scratch_causal_lm, scratch_judge, word_tokenizer
 
 SCRATCH = ScratchConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_positions=256)
 REASON = "{prompt}\nAnswer: {completion}\nReason:"

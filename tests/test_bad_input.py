@@ -14,11 +14,11 @@ import yaml
 
 from actors import dpo, evaluating, fitting, reward_training, run, sft
 from rlaif import scenes
-from rlaif.cli import main
-from rlaif.config import SftConfig, TrainConfig
-from rlaif.dpo_config import DpoConfig
-from rlaif.models import load_tokenizer
-from rlaif.reward_config import EvaluateConfig, RewardTrainConfig
+from rlaif.config.dpo import DpoConfig
+from rlaif.config.reward import EvaluateConfig, RewardTrainConfig
+from rlaif.config.train import SftConfig, TrainConfig
+from rlaif.modeling.models import load_tokenizer
+from rlaif.running.cli import main
 from tests.conftest import REASON
 
 ROOT = Path(__file__).parent.parent

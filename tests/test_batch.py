@@ -17,7 +17,7 @@ from rlaif.batch import (
     from_rows,
     with_columns,
 )
-from tests.batch_examples import ROW, row, table
+from tests.helpers.batch_examples import ROW, row, table
 
 CHAIN = {"PROMPT": PROMPT, "ROLLOUT": ROLLOUT, "EXPLAINED": EXPLAINED, "SCORED": SCORED}
 SCHEMAS = CHAIN | {"SUPERVISED": SUPERVISED, "PREFERENCE": PREFERENCE, "JUDGED": JUDGED, "PARTS": PARTS}

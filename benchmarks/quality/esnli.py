@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from benchmarks.quality.explanations import label_accuracy
 from benchmarks.quality.lab import SEED, Lab, edit_entries, entry, measured, prompts_of
-from rlaif.tables import write_parquet
+from rlaif.data.tables import write_parquet
 
 ESNLI_TEST = {"esnli-test": "e-SNLI test", "breaking_nli": "Breaking-NLI", "med": "MED", "hans-regenerated": "HANS"}
 LABEL_WORDS = {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
@@ -111,11 +111,11 @@ def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
 
     from actors.cluster import connect
     from actors.explaining import explain_splits
-    from rlaif.config import EngineConfig, ExplainerConfig, RoleConfig
-    from rlaif.model_checks import with_sampling
-    from rlaif.reward_config import JudgedDataConfig
-    from rlaif.reward_data import judged_rows
-    from rlaif.slots import Slot, SlotTemplate
+    from rlaif.config.reward import JudgedDataConfig
+    from rlaif.config.train import EngineConfig, ExplainerConfig, RoleConfig
+    from rlaif.data.judged_rows import judged_rows
+    from rlaif.esfp.model_checks import with_sampling
+    from rlaif.esfp.slots import Slot, SlotTemplate
 
     template = SlotTemplate("{prompt} {completion} {explanation} [verdict]",
                             [Slot("verdict", [["yes"], ["maybe"], ["no"]], [1, 0, -1])], 512)

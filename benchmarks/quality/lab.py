@@ -77,10 +77,10 @@ def edit_entries(data: str, model: str, evaluation: Path) -> list[dict[str, Any]
 
 def prompts_of(evaluation: Path) -> list[str]:
     """The prompts of the rows of an evaluation, read anew from its own configuration."""
-    from rlaif.config_file import load
-    from rlaif.judges import find_judge
-    from rlaif.reward_config import EvaluateConfig
-    from rlaif.reward_data import judged_rows
+    from rlaif.config.files import load
+    from rlaif.config.reward import EvaluateConfig
+    from rlaif.data.judged_rows import judged_rows
+    from rlaif.esfp.judges import find_judge
 
     settings = load(EvaluateConfig, evaluation / "config.yaml")
     template = find_judge(settings.judge, "judge.").template

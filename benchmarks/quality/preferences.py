@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from benchmarks.quality.lab import Lab, edit_entries, entry, prompts_of
-from rlaif.tables import write_parquet
+from rlaif.data.tables import write_parquet
 
 
 def slot_pairwise(lab: Lab) -> list[dict[str, Any]]:

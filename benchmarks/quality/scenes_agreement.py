@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from benchmarks.quality.lab import ROOT, SEED, Lab
-from rlaif.tables import write_parquet
+from rlaif.data.tables import write_parquet
 
 
 def shipped(lab: Lab) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def _policy_samples(num_rows: int) -> pa.Table:
     import torch
 
     from rlaif import scenes
-    from rlaif.models import load_causal_lm, load_tokenizer
+    from rlaif.modeling.models import load_causal_lm, load_tokenizer
 
     folder = str(ROOT / "rlaif/scenes/start/policy")
     model, tokenizer = load_causal_lm(folder, "float32").eval(), load_tokenizer(folder)

@@ -26,9 +26,9 @@ def head(lab: Lab) -> list[dict[str, Any]]:
 
 
 def causal_judge(lab: Lab) -> list[dict[str, Any]]:
-    from rlaif.generative_spec import GenerativeSpec, JudgeQuestion
-    from rlaif.judges import write_judge
-    from rlaif.slots import Slot
+    from rlaif.esfp.generative_spec import GenerativeSpec, JudgeQuestion
+    from rlaif.esfp.judges import write_judge
+    from rlaif.esfp.slots import Slot
 
     model = lab.launch("sft", "scenes_causal_judge", "scenes_causal_judge")
     slot = Slot("verdict", [["yes"], ["no"], ["garbled"]], [1.0, 0.0, 0.0])

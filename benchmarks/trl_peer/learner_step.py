@@ -30,17 +30,17 @@ Step = Callable[[int], float]       # takes the bound, returns the norm of the g
 
 
 def ours(model: str, rows: Sequence[Row], kl: float) -> Step:
-    """rlaif.learner.Learner under DeepSpeed, as a learner of one rank has it."""
+    """rlaif.learning.learner.Learner under DeepSpeed, as a learner of one rank has it."""
     from actors.zero import ZeroEngine, init_distributed
-    from rlaif.algorithm_config import AlgorithmConfig
-    from rlaif.completion_model import CompletionModel, examine
-    from rlaif.learner import Learner
-    from rlaif.learner_config import LearnerConfig
+    from rlaif.config.algorithm import AlgorithmConfig
+    from rlaif.config.learner import LearnerConfig
+    from rlaif.learning.completion_model import CompletionModel, examine
+    from rlaif.learning.learner import Learner
+    from rlaif.learning.objectives import PolicyObjective, PolicyOptions
     from rlaif.metrics import values
-    from rlaif.models import load_causal_lm, without_dropout
-    from rlaif.objectives import PolicyObjective, PolicyOptions
-    from rlaif.products import use_fast_products
-    from rlaif.training_batch import ORDER
+    from rlaif.modeling.models import load_causal_lm, without_dropout
+    from rlaif.modeling.products import use_fast_products
+    from rlaif.policy.training_batch import ORDER
 
     with socket.socket() as probe:
         probe.bind(("", 0))

@@ -51,9 +51,9 @@ def _write_model(folder: Path, texts: Sequence[str]) -> None:
 
 def prompts(folder: Path) -> list[dict[str, Any]]:
     """The prompts with their tokens, in the order in which our steps draw them."""
-    from rlaif.models import load_tokenizer
-    from rlaif.prompts import PromptStream, read_prompts
-    from rlaif.prompts_config import PromptsConfig
+    from rlaif.config.prompts import PromptsConfig
+    from rlaif.data.prompts import PromptStream, read_prompts
+    from rlaif.modeling.models import load_tokenizer
 
     path = str(folder / OURS)
     found = read_prompts(PromptsConfig(train=path, test=path), "train", load_tokenizer(str(folder / MODEL)), 512)

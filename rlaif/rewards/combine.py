@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.config_checks import UserError
+from rlaif.config.checks import UserError
+from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.metrics import Metric, Sum
-from rlaif.rewards.config import RewardPartConfig
 from rlaif.rewards.plan import RewardPlan
 from rlaif.rewards.transforms import gated, transformed
 from rlaif.statistics import rows_by_key

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlaif.config_checks import UserError
+from rlaif.config.checks import UserError
 
 __all__ = ["COLUMNS", "Answer", "Columns", "Lost", "Raised", "Skips", "ask", "described", "find_function",
            "read_answer", "source_version", "wanted_columns"]

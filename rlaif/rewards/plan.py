@@ -8,10 +8,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rlaif.config import RewardConfig, RoleConfig
-from rlaif.config_checks import UserError
-from rlaif.rewards.config import RewardPartConfig, check_parts
-from rlaif.rewards.options import complete_options
+from rlaif.config.checks import UserError
+from rlaif.config.reward_options import complete_options
+from rlaif.config.reward_parts import RewardPartConfig, check_parts
+from rlaif.config.train import RewardConfig, RoleConfig
 
 __all__ = ["JudgeOptions", "JudgePart", "RewardPlan", "plan_rewards"]
 

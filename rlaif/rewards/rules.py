@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-from rlaif.config_checks import UserError
+from rlaif.config.checks import UserError
+from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.metrics import Metric, Sum
 from rlaif.rewards import text_rules
-from rlaif.rewards.config import RewardPartConfig
 from rlaif.rewards.functions import Columns
 from rlaif.rewards.reference_rules import bleu_scorer, rouge_scorer
 
@@ -23,9 +23,9 @@ Values = Sequence[float | None]
 class Rule:
     """A built-in kind of reward part.
 
-    make: from its options (see rlaif.rewards.options) to a function of the columns by name; a ValueError, one line, for
-    options that do not work. may_hang: it runs patterns of the user's, and so in a process of its own with a time
-    limit. counts: it also returns the number of texts it cut.
+    make: from its options (see rlaif.config.reward_options) to a function of the columns by name; a ValueError, one
+    line, for options that do not work. may_hang: it runs patterns of the user's, and so in a process of its own with a
+    time limit. counts: it also returns the number of texts it cut.
     """
 
     columns: tuple[str, ...]
@@ -114,7 +114,7 @@ def check_rules(parts: Sequence[RewardPartConfig], has_references: bool) -> None
 
 
 def _check_encoder(part: RewardPartConfig) -> None:
-    from rlaif.models import context_length, load_tokenizer, refuse_incomplete
+    from rlaif.modeling.models import context_length, load_tokenizer, refuse_incomplete
 
     encoder, max_tokens = part.options["encoder"], part.options["max_tokens"]
     refuse_incomplete(encoder, f"options.encoder of reward part {part.name}")

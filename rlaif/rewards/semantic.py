@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlaif.bucketing import token_budget_batches
-from rlaif.collate import pad_right
-from rlaif.models import load_tokenizer
+from rlaif.modeling.bucketing import token_budget_batches
+from rlaif.modeling.collate import pad_right
+from rlaif.modeling.models import load_tokenizer
 from rlaif.statistics import rows_by_key
 
 __all__ = ["SentenceEncoder", "diversities", "similarities"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.rewards.config import RewardPartConfig
+from rlaif.config.reward_parts import RewardPartConfig
 
 __all__ = ["clip", "gated", "log_sigmoid", "minimum", "multiply", "positive_only", "rank", "transformed"]
 
@@ -94,7 +94,7 @@ def minimum(terms: NDArray, gates: NDArray) -> NDArray:
 def gated(gate: str, terms: NDArray, values: NDArray, gate_terms: NDArray) -> NDArray:
     """`terms` `[N]` behind their gates; NaN where a gating part did not judge the row: nobody knows what it would be.
 
-    gate: of rlaif.rewards.config.GATES. values, gate_terms: `[G, N]`, the gating parts before and after their own
+    gate: of rlaif.config.reward_parts.GATES. values, gate_terms: `[G, N]`, the gating parts before and after their own
     transform; their own gates do not count.
     """
     if gate == "none":

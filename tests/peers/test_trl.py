@@ -22,13 +22,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlaif.algorithm_config import AlgorithmConfig
-from rlaif.controllers import MovingBaseline
-from rlaif.estimation import AdvantageInputs, estimate
-from rlaif.logprobs import token_logprobs
+from rlaif.config.algorithm import AlgorithmConfig
 from rlaif.metrics import values
-from rlaif.policy_loss import PolicyBatch, policy_loss, policy_loss_options
-from rlaif.token_weights import token_weights
+from rlaif.modeling.logprobs import token_logprobs
+from rlaif.policy.controllers import MovingBaseline
+from rlaif.policy.estimation import AdvantageInputs, estimate
+from rlaif.policy.policy_loss import PolicyBatch, policy_loss, policy_loss_options
+from rlaif.policy.token_weights import token_weights
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed (extra dev)")
 

@@ -14,7 +14,7 @@ import ray
 import torch
 
 from actors.cluster import connect
-from rlaif.config import RoleConfig
+from rlaif.config.train import RoleConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 START = ROOT / "rlaif" / "scenes" / "start"

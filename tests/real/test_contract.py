@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from actors.sync_client import SyncClient
-from rlaif.config import LearnerConfig
-from rlaif.models import load_causal_lm
+from rlaif.config.learner import LearnerConfig
+from rlaif.modeling.models import load_causal_lm
 from tests.real.conftest import START
 
 POLICY = str(START / "policy")

@@ -13,11 +13,12 @@ import torch
 from actors.placement import Placement
 from actors.rollout import RolloutActor
 from rlaif.batch import ROLLOUT, check
-from rlaif.config import EngineConfig, PromptsConfig, RolloutConfig, WeightSyncConfig
-from rlaif.models import load_causal_lm, load_tokenizer
-from rlaif.objectives import PolicyObjective, PolicyOptions
-from rlaif.prompts import in_order, read_prompts
-from rlaif.weights import pack
+from rlaif.config.prompts import PromptsConfig
+from rlaif.config.train import EngineConfig, RolloutConfig, WeightSyncConfig
+from rlaif.data.prompts import in_order, read_prompts
+from rlaif.learning.objectives import PolicyObjective, PolicyOptions
+from rlaif.modeling.models import load_causal_lm, load_tokenizer
+from rlaif.modeling.weights import pack
 from tests.real.conftest import START, Run, role
 
 POLICY = str(START / "policy")

@@ -21,17 +21,17 @@ import yaml
 from actors.judges import all_ready, start_judges
 from actors.placement import Placement
 from rlaif.batch import ROLLOUT, SCORED, check, from_rows
-from rlaif.config import EngineConfig, RewardConfig
-from rlaif.generative_spec import GenerativeSpec, JudgeQuestion
-from rlaif.judges import find_judge, write_judge
-from rlaif.models import scratch_judge, word_tokenizer
-from rlaif.reward_config import JudgeConfig, JudgedDataConfig
-from rlaif.reward_data import judged_rows
-from rlaif.reward_model import RewardModel
-from rlaif.reward_spec import RewardSpec
+from rlaif.config.reward import JudgeConfig, JudgedDataConfig
+from rlaif.config.train import EngineConfig, RewardConfig
+from rlaif.data.judged_rows import judged_rows
+from rlaif.esfp.generative_spec import GenerativeSpec, JudgeQuestion
+from rlaif.esfp.judges import find_judge, write_judge
+from rlaif.esfp.reward_model import RewardModel
+from rlaif.esfp.reward_spec import RewardSpec
+from rlaif.esfp.slots import Slot, SlotTemplate
+from rlaif.modeling.models import scratch_judge, word_tokenizer
+from rlaif.reward_evaluation.scored_rows import texts_of
 from rlaif.scenes import rows as scene_rows
-from rlaif.scored_rows import texts_of
-from rlaif.slots import Slot, SlotTemplate
 from tests.conftest import SCRATCH, WORDS
 from tests.real.conftest import GPUS, ROOT, START, launch, role
 

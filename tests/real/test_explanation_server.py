@@ -22,10 +22,11 @@ import pytest
 
 from actors.cluster import actor_environment
 from actors.explanation_server import ServerWriter
-from rlaif.config import ServerConfig, UserError
-from rlaif.explanation_cache import Written
-from rlaif.explanations import explanation_prompt
-from rlaif.tables import read_rows
+from rlaif.config.checks import UserError
+from rlaif.config.train import ServerConfig
+from rlaif.data.tables import read_rows
+from rlaif.esfp.explanation_cache import Written
+from rlaif.esfp.explanations import explanation_prompt
 from tests.real.conftest import GPUS, ROOT, START
 
 MODEL, MAX_TOKENS, MAX_MODEL_LEN, NUM_QUESTIONS = str(START / "explainer"), 64, 160, 24
@@ -39,8 +40,8 @@ DEVICE = ["--gpu-memory-utilization", "0.2"] if NUM_GPUS else [
 ENGINE = """
 import asyncio, json, sys
 from actors.engine import Engine
-from rlaif.config import EngineConfig
-from rlaif.models import load_tokenizer
+from rlaif.config.train import EngineConfig
+from rlaif.modeling.models import load_tokenizer
 
 given = json.load(sys.stdin)
 

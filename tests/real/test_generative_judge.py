@@ -13,12 +13,12 @@ import torch
 
 from actors.generative_judge import GenerativeJudgeActor
 from actors.placement import Placement
-from rlaif.config import EngineConfig
-from rlaif.generative_judge import ask, compile_question, judge, label_mass, with_reasoning
-from rlaif.generative_spec import GenerativeSpec, JudgeQuestion
-from rlaif.models import load_causal_lm, load_tokenizer
-from rlaif.reward_model import Texts
-from rlaif.slots import Slot
+from rlaif.config.train import EngineConfig
+from rlaif.esfp.generative_judge import ask, compile_question, judge, label_mass, with_reasoning
+from rlaif.esfp.generative_spec import GenerativeSpec, JudgeQuestion
+from rlaif.esfp.reward_model import Texts
+from rlaif.esfp.slots import Slot
+from rlaif.modeling.models import load_causal_lm, load_tokenizer
 from tests.real.conftest import START, role
 
 POLICY = str(START / "policy")

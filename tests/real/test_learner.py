@@ -11,13 +11,14 @@ import torch
 from actors.gang import Gang
 from actors.learner import LearnerSpec
 from actors.placement import Placement
-from rlaif.completion_model import CompletionModel
-from rlaif.config import LearnerConfig, ModelConfig, RoleConfig
+from rlaif.config.learner import LearnerConfig
+from rlaif.config.train import ModelConfig, RoleConfig
+from rlaif.data.supervision import supervised_rows
+from rlaif.learning.completion_model import CompletionModel
+from rlaif.learning.objectives import SupervisedObjective
 from rlaif.metrics import values
-from rlaif.models import load_causal_lm, load_tokenizer, published_shapes
-from rlaif.objectives import SupervisedObjective
+from rlaif.modeling.models import load_causal_lm, load_tokenizer, published_shapes
 from rlaif.scenes import rows
-from rlaif.supervision import supervised_rows
 from tests.real.conftest import GPUS, START
 
 POLICY = str(START / "policy")

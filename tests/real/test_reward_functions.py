@@ -12,12 +12,13 @@ import ray
 from actors.cluster import actor_environment
 from actors.reward_functions import RewardFunctionActor
 from rlaif.batch import PARTS, ROLLOUT, SCORED, check
-from rlaif.config import RewardConfig, UserError
+from rlaif.config.checks import UserError
+from rlaif.config.reward_parts import RewardPartConfig
+from rlaif.config.train import RewardConfig
 from rlaif.metrics import Sum, values
-from rlaif.rewards.config import RewardPartConfig
 from rlaif.rewards.plan import plan_rewards
 from rlaif.scenes import judge
-from tests.batch_examples import table
+from tests.helpers.batch_examples import table
 
 PREMISE = "A man in a pale shirt eats a fruit."
 PROMPT = f"Say something that must be true: {PREMISE}"

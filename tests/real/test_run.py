@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlaif.models import load_causal_lm, load_tokenizer
+from rlaif.modeling.models import load_causal_lm, load_tokenizer
 from tests.real.conftest import ROOT, SHORT, Run, launch, run_short
 
 

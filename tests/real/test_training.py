@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlaif.models import load_causal_lm, load_tokenizer
-from rlaif.reward_model import RewardModel, Texts
+from rlaif.esfp.reward_model import RewardModel, Texts
+from rlaif.modeling.models import load_causal_lm, load_tokenizer
 from tests.real.conftest import GPUS, START, launch
 
 ON_GPU = ("placement.num_actors=1", "placement.num_gpus=1") if GPUS else ()

@@ -10,11 +10,11 @@ import ray
 from actors.fleet import Fleet
 from actors.walk import Order, walk
 from rlaif.batch import SCORED, check
-from rlaif.config import TrainConfig
-from rlaif.config_file import load
-from rlaif.preflight import check_train
-from rlaif.prompts import PromptStream
-from rlaif.rewards.config import RewardPartConfig
+from rlaif.config.files import load
+from rlaif.config.reward_parts import RewardPartConfig
+from rlaif.config.train import TrainConfig
+from rlaif.data.prompts import PromptStream
+from rlaif.running.preflight import check_train
 from rlaif.scenes import explain_answer, judge
 from tests.real.conftest import ROOT
 

@@ -7,18 +7,19 @@ import dataclasses
 import pytest
 import torch
 
-from rlaif.completion_model import CompletionModel, examine
-from rlaif.config import AlgorithmConfig, LearnerConfig, UserError
-from rlaif.critic import Critic
-from rlaif.learner import Learner
-from rlaif.learner_config import CriticConfig, LoraConfig
-from rlaif.lora import add_lora, whole_weights
+from rlaif.config.algorithm import AlgorithmConfig
+from rlaif.config.checks import UserError
+from rlaif.config.learner import CriticConfig, LearnerConfig, LoraConfig
+from rlaif.learning.completion_model import CompletionModel, examine
+from rlaif.learning.critic import Critic
+from rlaif.learning.learner import Learner
+from rlaif.learning.lora import add_lora, whole_weights
+from rlaif.learning.objectives import PolicyObjective, PolicyOptions
 from rlaif.metrics import values
-from rlaif.models import load_causal_lm
-from rlaif.objectives import PolicyObjective, PolicyOptions
-from tests.ranks import TorchEngine
+from rlaif.modeling.models import load_causal_lm
+from tests.helpers.ranks import TorchEngine
+from tests.learning.test_learner import keys, scored, spoilt
 from tests.real.conftest import START
-from tests.test_learner import keys, scored, spoilt
 
 POLICY = str(START / "policy")
 PPO = AlgorithmConfig(advantage="gae", num_epochs=2, kl_coefficient=0.05)

@@ -4,10 +4,11 @@ import random
 import numpy as np
 import pytest
 
-from rlaif.config import RewardConfig, UserError
+from rlaif.config.checks import UserError
+from rlaif.config.reward_parts import RewardPartConfig
+from rlaif.config.train import RewardConfig
 from rlaif.metrics import values as plain
 from rlaif.rewards.combine import combine
-from rlaif.rewards.config import RewardPartConfig
 from rlaif.rewards.plan import plan_rewards
 
 NO_JUDGE = RewardConfig(model=None)     # type: ignore[arg-type]

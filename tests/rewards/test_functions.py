@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlaif.batch import ROLLOUT
-from rlaif.config import UserError
+from rlaif.config.checks import UserError
 from rlaif.rewards.columns import columns_of
 from rlaif.rewards.functions import (
     COLUMNS,
@@ -22,7 +22,7 @@ from rlaif.rewards.functions import (
     source_version,
     wanted_columns,
 )
-from tests.batch_examples import table
+from tests.helpers.batch_examples import table
 
 # Eight rows of two groups.
 ROWS = {"group_ids": [7] * 4 + [9] * 4, "samples": [0, 1, 2, 3] * 2, "completions": list("abcdefgh")}

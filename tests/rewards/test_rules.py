@@ -2,10 +2,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from rlaif.config import UserError
+from rlaif.config.checks import UserError
+from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.metrics import Sum
-from rlaif.models import word_tokenizer
-from rlaif.rewards.config import RewardPartConfig
+from rlaif.modeling.models import word_tokenizer
 from rlaif.rewards.rules import RULES, check_rules, make_rule
 
 COLUMNS = {"prompts": ["p"] * 3, "completions": ["a b c", "c b a", "<a>x</a>"], "references": ["a b c", "a b", None],

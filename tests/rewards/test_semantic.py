@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from rlaif.models import word_tokenizer
+from rlaif.modeling.models import word_tokenizer
 from rlaif.rewards.semantic import SentenceEncoder, diversities, similarities
 
 WORDS = "a b c d e f g"

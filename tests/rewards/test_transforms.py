@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 
-from rlaif.rewards.config import RewardPartConfig
+from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.rewards.transforms import clip, gated, log_sigmoid, minimum, multiply, positive_only, rank, transformed
 
 NAN = math.nan

@@ -1,0 +1,1 @@
+"""Rows from files, folders and the hub: prompts, pairs, judged rows, and the order in which they are drawn."""

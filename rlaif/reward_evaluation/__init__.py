@@ -1,0 +1,1 @@
+"""How good a judge is: accuracy, calibration, bias, harmless edits, and the report of it."""

@@ -1,0 +1,1 @@
+"""What surrounds a run: command line, folder, preflight, report, evaluations, when to stop."""

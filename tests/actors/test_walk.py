@@ -1,0 +1,131 @@
+"""The driver's part of a walk, with actors that are no Ray actors; tests/real walks with real ones."""
+
+import asyncio
+
+import pytest
+
+from actors.walk import Order, walk
+from rlaif.batch import SCORED, check
+from rlaif.config.reward_parts import RewardPartConfig
+from rlaif.data.prompts import in_order
+from rlaif.metrics import values
+from rlaif.rewards.plan import RewardPlan
+from rlaif.running.figures import means
+from tests.helpers.fake_fleet import FakeJudge, fake_fleet, judge_part
+
+PROMPTS = in_order([{"prompt": f"p{number}", "prompt_ids": [number], "source": "s", "reference": None}
+                    for number in range(8)])
+JUDGE = RewardPartConfig(kind="judge", name="esfp")
+
+
+def by_sample(row):
+    return float(row["sample"])
+
+
+def walked(fleet, order=Order(3, 0)):   # noqa: B008  frozen
+    async def go():
+        done = await walk(fleet, PROMPTS, order)
+        return done, [check(await reference, SCORED) for reference in done.scored]
+
+    return asyncio.run(go())
+
+
+def rows_of(tables):
+    return {(row["group_id"], row["sample"]): row for table in tables for row in table.to_pylist()}
+
+
+def test_one_judge_is_the_reward_and_every_row_comes_out_once():
+    judge = FakeJudge("esfp", by_sample, gold=lambda row: 1.0)
+    fleet = fake_fleet(RewardPlan((JUDGE,), (judge_part("esfp"),)), {"esfp": judge}, {}, has_explainer=True)
+    done, tables = walked(fleet)
+    rows = rows_of(tables)
+    assert len(tables) == 4 and sum(table.num_rows for table in tables) == 24 == len(rows)
+    assert all(row["reward"] == sample for (_, sample), row in rows.items())
+    assert all(row["explanations"] == ["so"] for row in rows.values())
+    assert judge.num_explained == 24 and fleet.combining.combined == []
+    assert values(done.metrics) == {"num_explanations": 24.0, "slot_inputs_cut": 0.0}
+    assert done.summary.num_rows == 24 and done.clocks["explain"].num_rows == 24
+    assert [pool._in_flight for pool in (fleet.explainers, *fleet.judges)] == [[0], [0]]
+
+
+def test_a_judge_and_a_function_are_combined_batch_by_batch():
+    parts = (JUDGE, RewardPartConfig(kind="function", name="even", function="a:b", weight=-2.0))
+    fleet = fake_fleet(RewardPlan(parts, (judge_part("esfp"),)),
+                       {"esfp": FakeJudge("esfp", by_sample, gold=lambda row: 0.5)},
+                       {"even": lambda row: float(row["sample"] % 2 == 0)})
+    done, tables = walked(fleet)
+    rows = rows_of(tables)
+    assert [rows[3, sample]["reward"] for sample in range(3)] == [-2.0, 1.0, 0.0]
+    assert dict(rows[3, 2]["reward_parts"]) == {"esfp": 2.0, "even": 1.0}
+    assert dict(rows[3, 2]["judge_verdicts"]) == {"gold": 0.5}, "what watches is kept"
+    assert fleet.combining.combined == [(True, 1, 2)] * 4
+    assert means(done.summary)["part_even"] == pytest.approx(2 / 3)
+
+
+def test_several_judges_give_a_part_each():
+    parts = (JUDGE, RewardPartConfig(kind="judge", name="second"))
+    fleet = fake_fleet(RewardPlan(parts, (judge_part("esfp"), judge_part("second"))),
+                       {"esfp": FakeJudge("esfp", by_sample), "second": FakeJudge("second", lambda row: 10.0)}, {})
+    _, tables = walked(fleet)
+    assert [rows_of(tables)[0, sample]["reward"] for sample in range(3)] == [10.0, 11.0, 12.0]
+    assert fleet.combining.combined == [(True, 1, 2)] * 4
+
+
+def test_rules_alone_need_no_judge_and_what_they_do_not_judge_is_left_out():
+    parts = (RewardPartConfig(kind="function", name="rule", function="a:b"),
+             RewardPartConfig(kind="function", name="other", function="a:c"))
+    fleet = fake_fleet(RewardPlan(parts, ()), {}, {"rule": by_sample, "other": lambda row: None})
+    done, tables = walked(fleet)
+    assert [rows_of(tables)[5, sample]["reward"] for sample in range(3)] == [0.0, 2.0, 4.0]
+    assert dict(rows_of(tables)[5, 1]["reward_parts"]) == {"rule": 1.0}
+    assert done.clocks["explain"].seconds == 0.0
+
+
+def test_a_part_that_compares_with_the_whole_step_is_combined_once_after_all_of_it():
+    parts = (RewardPartConfig(kind="judge", name="esfp", transform="rank", over="batch"),)
+    plan = RewardPlan(parts, (judge_part("esfp"),))
+    fleet = fake_fleet(plan, {"esfp": FakeJudge("esfp", lambda row: float(row["group_id"]))}, {})
+    done, tables = walked(fleet)
+    assert fleet.combining.combined == [(True, 4, 4)] and len(tables) == 1
+    rewards = [rows_of(tables)[group, 0]["reward"] for group in range(8)]
+    assert rewards == sorted(rewards) and len(set(rewards)) == 8
+    assert done.summary.num_rows == 24
+
+
+def test_one_completion_a_prompt_is_compared_with_nothing():
+    parts = (RewardPartConfig(kind="judge", name="esfp", transform="rank"),)
+    fleet = fake_fleet(RewardPlan(parts, (judge_part("esfp"),)),
+                       {"esfp": FakeJudge("esfp", lambda row: float(row["group_id"]))}, {})
+    _, tables = walked(fleet, Order(1, 0, is_greedy=True, compares=False))
+    assert [rows_of(tables)[group, 0]["reward"] for group in range(8)] == list(range(8))
+    assert fleet.combining.combined == [(False, 1, 1)] * 4
+    assert fleet.rollout.asked == [(8, 1, True)]
+
+
+def test_a_second_round_is_added_to_the_first():
+    fleet = fake_fleet(RewardPlan((JUDGE,), (judge_part("esfp"),)), {"esfp": FakeJudge("esfp", by_sample)}, {})
+
+    async def go():
+        done = await walk(fleet, PROMPTS.slice(0, 5), Order(2, 0))
+        return await walk(fleet, PROMPTS.slice(5), Order(2, 0), done)
+
+    done = asyncio.run(go())
+    assert done.num_rounds == 2
+    assert sorted(set(done.summary["group_id"].to_pylist())) == list(range(8)) and done.summary.num_rows == 16
+
+
+def test_an_error_of_an_actor_ends_the_walk_and_frees_its_place():
+    def broken(row):
+        raise ValueError("slot must be there")
+
+    fleet = fake_fleet(RewardPlan((JUDGE,), (judge_part("esfp"),)), {"esfp": FakeJudge("esfp", broken)}, {},
+                       has_explainer=True)
+    with pytest.raises(ValueError, match="slot must be there"):
+        walked(fleet)
+
+
+def test_rows_that_go_missing_are_noticed():
+    fleet = fake_fleet(RewardPlan((JUDGE,), (judge_part("esfp"),)), {"esfp": FakeJudge("esfp", by_sample)}, {})
+    fleet.rollout.generate = lambda *asked: iter(())
+    with pytest.raises(RuntimeError, match="a step must score 24 rollouts, got 0"):
+        walked(fleet)
