@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 
 from actors.generation import content_seed
+from actors.vitals import HEALTH, Vitals, vitals
 from rlaif.batch import EXPLAINED, ROLLOUT, check, with_columns
 from rlaif.config.train import ExplainerConfig
 from rlaif.esfp.explanation_cache import (
@@ -82,9 +83,9 @@ class Explained:
     num_tokens: list[int]
 
 
-@ray.remote
+@ray.remote(concurrency_groups=HEALTH)
 class ExplainerActor:
-    """Verbs: `ready`, `explain`, `explain_texts`. `config` is complete: source, model and template are set.
+    """Verbs: `ready`, `ping`, `explain`, `explain_texts`. `config` is complete: source, model and template are set.
 
     Equal questions of a call share their explanations; a sampled one depends on the run's seed and the question alone.
     """
@@ -103,6 +104,10 @@ class ExplainerActor:
             self._writer = EngineWriter(config, num_gpus, seed)
             who = f"{model_identity(config.model)} {config.engine.dtype}" if self._cache is not None else ""
         self._author = Author(who, config.template, config.principles, config.max_tokens, config.temperature, seed)
+
+    @ray.method(concurrency_group="health")
+    def ping(self, with_stacks: bool = False) -> Vitals:
+        return vitals(with_stacks)
 
     async def ready(self) -> None:
         """Returns once the writer can write."""

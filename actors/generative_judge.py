@@ -13,6 +13,7 @@ import ray
 import torch
 
 from actors.generation import Generation
+from actors.vitals import HEALTH, Vitals, vitals
 from rlaif.config.train import EngineConfig
 from rlaif.esfp.generative_judge import ask, compile_question, judge, label_mass, with_reasoning
 from rlaif.esfp.generative_spec import GenerativeSpec, to_dict
@@ -23,9 +24,9 @@ from rlaif.modeling.models import load_tokenizer
 _Answer = TypeVar("_Answer")
 
 
-@ray.remote
+@ray.remote(concurrency_groups=HEALTH)
 class GenerativeJudgeActor:
-    """Verbs: `ready`, `version`, `score_texts`. Holds no state but the model.
+    """Verbs: `ready`, `ping`, `version`, `score_texts`. Holds no state but the model.
 
     `spec.model` is a name or a folder as seen from here. The engine's dtype and length follow from the specification.
     """
@@ -38,6 +39,10 @@ class GenerativeJudgeActor:
 
         engine = dataclasses.replace(engine, dtype=spec.dtype, max_model_len=spec.context_tokens)
         self._engine = Engine(spec.model, engine, seed=seed, num_gpus=num_gpus)
+
+    @ray.method(concurrency_group="health")
+    def ping(self, with_stacks: bool = False) -> Vitals:
+        return vitals(with_stacks)
 
     async def ready(self) -> None:
         """Returns once the engine has started."""

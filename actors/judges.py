@@ -15,6 +15,7 @@ import ray
 from actors.generative_judge import GenerativeJudgeActor
 from actors.placement import Placement, within
 from actors.slot_scorer import SlotActor
+from actors.vitals import HEALTH, Vitals, vitals
 from rlaif.batch import EXPLAINED, ROLLOUT, check
 from rlaif.config.train import EngineConfig, RewardConfig, RoleConfig
 from rlaif.esfp.gold import GOLD
@@ -32,6 +33,9 @@ class JudgeActor(Protocol):
     def ready(self) -> None:
         """Returns once the judge can judge."""
 
+    def ping(self, with_stacks: bool = False) -> Vitals:
+        """Of its processes, while it judges."""
+
     def version(self) -> str:
         """16 hex digits that follow what decides a score."""
 
@@ -44,25 +48,28 @@ class JudgeActor(Protocol):
 
 
 def start_judges(judge: Judge, config: RewardConfig, engine: EngineConfig, placement: Placement, name: str,
-                 role: RoleConfig, *, part: str = "esfp", gold: str | None = None, on_unusable: str = "without",
-                 seed: int = 0) -> list[Any]:
-    """Handles of role.num_actors JudgeActors in the bundles of role `name`; they may not be ready yet.
+                 role: RoleConfig, **options: Any) -> list[Any]:
+    """Handles of role.num_actors JudgeActors, as `start_judge` starts each."""
+    return [start_judge(judge, config, engine, placement, name, index, role, **options)
+            for index in range(role.num_actors)]
+
+
+def start_judge(judge: Judge, config: RewardConfig, engine: EngineConfig, placement: Placement, name: str, index: int,
+                role: RoleConfig, *, part: str = "esfp", gold: str | None = None, on_unusable: str = "without",
+                seed: int = 0) -> Any:
+    """The handle of JudgeActor `index` in its bundle of role `name`; it may not be ready yet.
 
     engine: of a generative judge. What only `score` asks for: part, the name of what it says in reward_parts; gold, the
     judge that only watches beside the reward; on_unusable, what becomes of a row none of whose explanations is usable.
     """
-    handles: list[Any] = []
-    for index in range(role.num_actors):
-        options = placement.options(name, index)
-        if judge.kind == "gold":
-            handles.append(GoldJudgeActor.options(**options).remote(judge, part, gold))
-        elif judge.kind == "generative":
-            asked = GenerativeJudgeActor.options(**options).remote(judge.generative, engine, role.num_gpus, seed)
-            beside = options | {"name": f"{name}-{index}-batches", "num_cpus": 0, "num_gpus": 0}
-            handles.append(GenerativeRewardActor.options(**beside).remote(asked, judge, part, gold, on_unusable))
-        else:
-            handles.append(SlotActor.options(**options).remote(config, gold, on_unusable, judge, part))
-    return handles
+    options = placement.options(name, index)
+    if judge.kind == "gold":
+        return GoldJudgeActor.options(**options).remote(judge, part, gold)
+    if judge.kind == "generative":
+        asked = GenerativeJudgeActor.options(**options).remote(judge.generative, engine, role.num_gpus, seed)
+        beside = options | {"name": f"{name}-{index}-batches", "num_cpus": 0, "num_gpus": 0}
+        return GenerativeRewardActor.options(**beside).remote(asked, judge, part, gold, on_unusable)
+    return SlotActor.options(**options).remote(config, gold, on_unusable, judge, part)
 
 
 async def all_ready(handles: Sequence[Any], timeout_s: float) -> str:
@@ -100,12 +107,16 @@ class _Batches:
         return scored_batch(batch, scored, self._judge.template, verdicts, self._part, version)
 
 
-@ray.remote(allow_out_of_order_execution=True)
+@ray.remote(allow_out_of_order_execution=True, concurrency_groups=HEALTH)
 class GoldJudgeActor:
     """A JudgeActor: the exact judge of rlaif.esfp.gold as the reward. Learns nothing, sees no explanations."""
 
     def __init__(self, judge: Judge, part: str, gold: str | None) -> None:
         self._name, self._batches = judge.model, _Batches(judge, part, gold, "without")
+
+    @ray.method(concurrency_group="health")
+    def ping(self, with_stacks: bool = False) -> Vitals:
+        return vitals(with_stacks)
 
     def ready(self) -> None:
         pass
@@ -122,7 +133,7 @@ class GoldJudgeActor:
         return self._batches.scored(batch, texts, gold_scored(self._name, texts), gold_version(self._name))
 
 
-@ray.remote
+@ray.remote(concurrency_groups=HEALTH)
 class GenerativeRewardActor:
     """A JudgeActor that asks a GenerativeJudgeActor, which has no verb for batches. Takes no CPU of its own.
 
@@ -132,6 +143,12 @@ class GenerativeRewardActor:
     def __init__(self, asked: Any, judge: Judge, part: str, gold: str | None, on_unusable: str) -> None:
         self._asked, self._batches = asked, _Batches(judge, part, gold, on_unusable)
         self._version: str | None = None
+
+    @ray.method(concurrency_group="health")
+    async def ping(self, with_stacks: bool = False) -> Vitals:
+        """Of both actors, which share a place."""
+        own, asked = vitals(with_stacks), await self._asked.ping.remote(with_stacks)
+        return Vitals(own.node_id, own.pids + asked.pids, own.stacks + asked.stacks)
 
     async def ready(self) -> None:
         await self._asked.ready.remote()

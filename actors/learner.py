@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from actors.sync_client import SyncClient
+from actors.vitals import HEALTH, Vitals, vitals
 from rlaif.config.checks import UserError
 from rlaif.config.learner import LearnerConfig
 from rlaif.config.train import ModelConfig
@@ -69,14 +70,18 @@ def _objective(spec: LearnerSpec, tokenizer: PreTrainedTokenizerBase) -> Objecti
     return SupervisedObjective()
 
 
-@ray.remote
+@ray.remote(concurrency_groups=HEALTH)
 class LearnerActor:
-    """Verbs: `join`; `update`, `measure`, `judge` (supervised, preference and reward training); `update_policy` and
-    `drift`; `save`; `save_state` and `load_state` (to go on where another gang stopped); `publish` (weights to the
+    """Verbs: `join`, `ping`; `update`, `measure`, `judge` (supervised, preference and reward training);
+    `update_policy` and `drift`; `save`; `save_state` and `load_state` (to go on where another gang stopped); `publish` (weights to the
     object store) or `open_channel` and `send` (straight to the engines)."""
 
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
         self._spec, self._rank, self._world_size = spec, rank, world_size
+
+    @ray.method(concurrency_group="health")
+    def ping(self, with_stacks: bool = False) -> Vitals:
+        return vitals(with_stacks)
 
     def address(self) -> tuple[str, int]:
         """Host and a free port for the gang to meet at; asked of rank 0."""

@@ -1,46 +1,306 @@
-"""Equal actors that share work."""
+"""Equal actors that share work: who is asked, what becomes of a call whose actor is lost, who takes its place."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
+from actors.restarts import ActorLost, InputsLost, Lost, answered, end, lost, made, told
+from actors.vitals import Vitals
+from rlaif.config.faults import FaultsConfig
 from rlaif.metrics import Metric
+from rlaif.pipeline.board import Board
+from rlaif.pipeline.budgets import Budget, BudgetSpent
+from rlaif.pipeline.health import TRANSITIONS, Event, Health, State, after
+
+__all__ = ["ActorLost", "Answer", "InputsLost", "Pool", "look_at"]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A call that is under way: references to the tables it will give, and its metrics, which come with them."""
+class Answer:
+    """What a call came to: references to the tables it gave, and its metrics."""
 
     tables: list[ray.ObjectRef]
-    metrics: Awaitable[dict[str, Metric]]
+    metrics: dict[str, Metric]
+
+
+@dataclass
+class _Place:
+    """One of a pool's actors, and those that take its place after it."""
+
+    index: int
+    actor: Any
+    health: Health = field(default_factory=Health)
+    in_flight: int = 0                          # rows
+    known: Vitals | None = None                 # of the actor's processes
+    gone: asyncio.Future[str] | None = None     # done once this actor is lost, with the reason
+    opening: asyncio.Task | None = None
 
 
 class Pool:
-    """Equal actors that share work: each call goes to the one with the least in flight, counted in rows."""
+    """Equal actors that share work: each call goes to the READY one with the fewest rows in flight.
 
-    def __init__(self, actors: Sequence[Any]) -> None:
-        self.actors = list(actors)
-        self._in_flight = [0] * len(self.actors)
+    make(index) gives the handle of an actor that is being started; the same call makes the one that takes its place.
+    catch_up: of actors with weights of their own: brings those of now to actor `index`, which has started, and tells
+    the pool by `current`; None where actors hold nothing. say: gets one line for every loss and every return.
+    """
 
-    def ask(self, num_rows: int, call: Callable[[Any], list[ray.ObjectRef]]) -> Asked:
-        """Makes the call, whose last result is its metrics, on the actor that has least to do."""
-        index = min(range(len(self.actors)), key=self._in_flight.__getitem__)
-        *tables, metrics = call(self.actors[index])
-        self._in_flight[index] += num_rows
-        answer = asyncio.ensure_future(self._finish(metrics, index, num_rows))
-        answer.add_done_callback(look_at)
-        return Asked(tables, answer)
+    def __init__(self, role: str, make: Callable[[int], Any], num_actors: int, budget: Budget,
+                 faults: FaultsConfig | None = None, *, ready_timeout_s: float = 300.0, board: Board | None = None,
+                 catch_up: Callable[[int], Awaitable[None]] | None = None,
+                 say: Callable[[str], None] = lambda line: None) -> None:
+        self.role, self._make, self._budget = role, make, budget
+        self._faults, self._ready_timeout_s = faults or FaultsConfig(), ready_timeout_s
+        self._board, self._catch_up, self._say = board or Board(), catch_up, say
+        self._places = [_Place(index, make(index)) for index in range(num_actors)]
+        self._counts: Counter[str] = Counter()
+        self._waiting: list[asyncio.Future] = []
+        self._failed: Exception | None = None
 
-    async def _finish(self, answer: Awaitable[Any], index: int, num_rows: int) -> Any:
+    @property
+    def actors(self) -> list[Any]:
+        """The handles of now, dead ones included until another takes their place."""
+        return [place.actor for place in self._places]
+
+    @property
+    def health(self) -> list[Health]:
+        return [place.health for place in self._places]
+
+    @property
+    def in_flight(self) -> list[int]:
+        """Rows that each actor has been asked about and has not answered."""
+        return [place.in_flight for place in self._places]
+
+    @property
+    def starting(self) -> list[str]:
+        """The names of those that have not answered yet."""
+        return [self._name(place) for place in self._places if place.health.state is State.STARTING]
+
+    def figures(self) -> dict[str, float]:
+        """Counts since the start: <count>_<role>; and how many are ready now."""
+        names = ("restarts", "hung", "calls_again", "missed_syncs")
+        return {f"{name}_{self.role}": self._counts[name] for name in names if self._counts[name]} | {
+            f"ready_{self.role}": sum(health.is_ready for health in self.health)}
+
+    async def ready(self) -> None:
+        """Returns once every actor answers. What the first start of one raises is raised here."""
+        self._open()
+        await asyncio.gather(*(place.opening for place in self._places if place.opening is not None))
+
+    async def ask(self, num_rows: int, call: Callable[[Any], list[ray.ObjectRef]], *, index: int | None = None
+                  ) -> Answer:
+        """What `call(actor)` gives: a list of references, the last one to its metrics, which are awaited.
+
+        index: asks actor `index % num_actors`, whoever has less to do. A call whose actor is lost is made again.
+        Raises InputsLost where an object that the call reads is gone, and what the actor raises as it is.
+        """
+        while True:
+            place = await self._chosen(index)
+            try:
+                with self._serving(place, num_rows) as gone:
+                    *tables, metrics = call(place.actor)
+                    return Answer(tables, await _first(metrics, gone))
+            except ActorLost:
+                self._counts["calls_again"] += 1
+
+    @contextlib.asynccontextmanager
+    async def turn(self, num_rows: int, *, index: int | None = None) -> AsyncIterator[Any]:
+        """An actor for a call that answers bit by bit. Raises ActorLost where it is lost inside: the caller asks again
+        for what it did not get."""
+        place = await self._chosen(index)
         try:
-            return await answer
+            with self._serving(place, num_rows):
+                yield place.actor
+        except ActorLost:
+            self._counts["calls_again"] += 1
+            raise
+
+    def current(self, index: int, version: int) -> None:
+        """Actor `index` holds the weights of now, which are of `version`."""
+        place = self._places[index]
+        place.health = after(place.health, Event.CURRENT, version)
+        self._wake()
+
+    async def any_ready(self) -> None:
+        """Returns once an actor is READY."""
+        await self._chosen(None)
+
+    async def late(self, index: int, actor: Any, reason: str) -> None:
+        """Actor `index` has not taken the weights of now in time: it is lost if it does not answer a ping either."""
+        if await answered(actor, self._faults.ping_s) is None:
+            self.lose(index, actor, f"{reason}, and no answer to a ping", Event.HUNG)
+        else:
+            self.missed(index, actor, reason)
+
+    def missed(self, index: int, actor: Any, reason: str) -> None:
+        """Actor `index`, if it still is `actor`, has not taken the weights of now: it gets no work until it has."""
+        place = self._places[index]
+        if place.actor is actor and place.health.is_alive:
+            place.health = after(place.health, Event.MISSED)
+            self._counts["missed_syncs"] += 1
+            self._say(f"{self._name(place)} has not taken the new weights: {reason}")
+
+    def lose(self, index: int, actor: Any, reason: str, event: Event = Event.DIED) -> None:
+        """Actor `index`, if it still is `actor`, is lost: it is ended, and another one is started in its place.
+
+        Raises BudgetSpent where that has happened too often in this run.
+        """
+        place = self._places[index]
+        if place.actor is not actor or (place.health.state, event) not in TRANSITIONS:
+            return      # told of already
+        place.health = after(place.health, event)
+        if place.gone is not None and not place.gone.done():
+            place.gone.set_result(reason)
+        self._counts["restarts"] += 1
+        self._counts["hung"] += event is Event.HUNG
+        try:
+            self._budget.spend(self._name(place), reason)
+        except BudgetSpent as error:
+            self._failed = error
+            self._wake()
+            raise
+        self._say(f"{self._name(place)} is lost ({reason}) and starts anew")
+        place.opening = self._in_background(self._revive(place))
+
+    def close(self) -> None:
+        """No other actor takes the place of one that is lost any more."""
+        for place in self._places:
+            if place.opening is not None:
+                place.opening.cancel()
+
+    def _open(self) -> None:
+        for place in self._places:
+            if place.opening is None:
+                place.opening = self._in_background(self._opened(place))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task:
+        """What goes wrong there is raised by whoever asks for an actor next."""
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:
+                self._failed = self._failed or error
+                self._wake()
+                raise
+
+        task = asyncio.ensure_future(guarded())
+        task.add_done_callback(look_at)
+        return task
+
+    async def _opened(self, place: _Place) -> None:
+        """Returns once the actor answers; then it is READY, unless it needs weights first."""
+        actor = place.actor
+        place.gone = asyncio.get_running_loop().create_future()
+        await asyncio.wait_for(_await(actor.ready.remote()), self._ready_timeout_s)
+        place.known = await answered(actor, self._faults.ping_s)
+        place.health = after(place.health, Event.STARTED)
+        if self._catch_up is None:
+            place.health = after(place.health, Event.CURRENT)
+            self._wake()
+
+    async def _revive(self, place: _Place) -> None:
+        """Starts another actor in the place of one that is lost."""
+        began, former, known = time.monotonic(), place.actor, place.known
+        with self._board.doing(self.role, self._name(place), "another actor in its place"):
+            await end(former, known)
+            place.actor, place.known = await made(self._make, place.index), None
+            place.health = after(place.health, Event.RESTARTED)
+            actor = place.actor
+            try:
+                await self._opened(place)
+                if self._catch_up is not None:
+                    await self._catch_up(place.index)
+            except (RayActorError, TimeoutError) as error:
+                self.lose(place.index, actor, told(error))
+                return
+        self._say(f"{self._name(place)} serves again after {time.monotonic() - began:.1f} s")
+
+    async def _chosen(self, index: int | None) -> _Place:
+        """The READY actor with the fewest rows in flight, or actor `index % num_actors` once it is READY."""
+        assert self._places, f"there are no {self.role} actors to ask"
+        places = self._places if index is None else [self._places[index % len(self._places)]]
+        self._open()
+        while True:
+            if self._failed is not None:
+                raise self._failed
+            ready = [place for place in places if place.health.is_ready]
+            if ready:
+                return min(ready, key=lambda place: place.in_flight)
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            who = self.role if index is None else self._name(places[0])
+            with self._board.doing(self.role, who, "a READY actor, none is"):
+                await waiter
+
+    def _wake(self) -> None:
+        """Everybody who waits for an actor looks again."""
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiting.clear()
+
+    @contextlib.contextmanager
+    def _serving(self, place: _Place, num_rows: int) -> Iterator[asyncio.Future[str]]:
+        """Inside, the actor is at work on `num_rows`, and is asked after each hang_s whether it lives. Gives what tells
+        of its loss; raises ActorLost or InputsLost for errors that mean it."""
+        actor, gone = place.actor, place.gone
+        assert gone is not None
+        place.in_flight += num_rows
+        guard = asyncio.ensure_future(self._guard(place, actor))
+        try:
+            with self._board.doing(self.role, self._name(place), f"its answer to {num_rows} rows"):
+                yield gone
+        except Exception as error:
+            what = lost(error)
+            if what is Lost.ACTOR:
+                self.lose(place.index, actor, told(error))
+                raise ActorLost(f"{self._name(place)} is lost: {told(error)}") from error
+            if what is Lost.INPUTS:
+                raise InputsLost(f"{self._name(place)} cannot read its rows: {told(error)}") from error
+            raise
         finally:
-            self._in_flight[index] -= num_rows
+            guard.cancel()
+            place.in_flight -= num_rows
+
+    async def _guard(self, place: _Place, actor: Any) -> None:
+        limits = self._faults
+        while True:
+            await asyncio.sleep(limits.hang_s)
+            found = await answered(actor, limits.ping_s)
+            if found is None:
+                with contextlib.suppress(BudgetSpent):      # whoever asks next is told
+                    self.lose(place.index, actor, f"no answer to a call of {limits.hang_s:g} s, nor to a ping within "
+                                                  f"{limits.ping_s:g} s", Event.HUNG)
+                return
+            place.known = found
+
+    def _name(self, place: _Place) -> str:
+        return f"{self.role}-{place.index}"
+
+
+async def _first(answer: Awaitable[Any], gone: asyncio.Future[str]) -> Any:
+    """The answer, or ActorLost where the actor is gone before it."""
+    task = asyncio.ensure_future(_await(answer))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ActorLost(gone.result())
+    finally:
+        task.cancel()
+        task.add_done_callback(look_at)
+
+
+async def _await(reference: Awaitable[Any]) -> Any:
+    return await reference
 
 
 def look_at(answer: asyncio.Future) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import ray
 
 from actors.function_parts import FunctionParts
+from actors.vitals import HEALTH, Vitals, vitals
 from rlaif.batch import ROLLOUT, check
 from rlaif.esfp.gold import GOLD
 from rlaif.metrics import Metric
@@ -16,9 +17,9 @@ from rlaif.rewards.scored_batch import combine_scored
 
 
 # Out of order: what is there to be combined must not wait for a batch that is still being explained.
-@ray.remote(allow_out_of_order_execution=True)
+@ray.remote(allow_out_of_order_execution=True, concurrency_groups=HEALTH)
 class RewardFunctionActor:
-    """Verbs: `ready`, `values`, `combine`. Holds no state but how many rows were skipped.
+    """Verbs: `ready`, `ping`, `values`, `combine`. Holds no state but how many rows were skipped.
 
     gold: name of the judge that watches beside the reward where the plan has no judge to ask it, or None.
     start_timeout_s: seconds in which a user's function must be importable.
@@ -28,6 +29,10 @@ class RewardFunctionActor:
         self._plan, self._gold = plan, GOLD[gold] if gold else None
         self._parts = FunctionParts(plan.functions, start_timeout_s)
         self._parts.start()
+
+    @ray.method(concurrency_group="health")
+    def ping(self, with_stacks: bool = False) -> Vitals:
+        return vitals(with_stacks)
 
     def ready(self) -> None:
         """Returns once every part can be asked."""

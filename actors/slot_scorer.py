@@ -6,6 +6,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from actors.vitals import HEALTH, Vitals, vitals
 from rlaif.batch import EXPLAINED, ROLLOUT, check
 from rlaif.config.train import RewardConfig
 from rlaif.esfp.gold import GOLD
@@ -16,9 +17,9 @@ from rlaif.rewards.scored_batch import scored_batch, texts_to_judge, without_exp
 
 
 # Out of order: a batch whose explanation is there must not wait for one that was asked for earlier.
-@ray.remote(allow_out_of_order_execution=True)
+@ray.remote(allow_out_of_order_execution=True, concurrency_groups=HEALTH)
 class SlotActor:
-    """Verbs: `ready`, `version`, `score`, `score_texts`.
+    """Verbs: `ready`, `ping`, `version`, `score`, `score_texts`.
 
     gold: name of the judge that watches beside the reward, or None. judge: what config.model was found to be; None
     takes it for a reward folder. part: name of what `score` says in reward_parts.
@@ -32,6 +33,10 @@ class SlotActor:
                        load_encoder(judge, config.dtype, device))
         self._gold = GOLD[gold] if gold else None
         self._version = self._model.version()
+
+    @ray.method(concurrency_group="health")
+    def ping(self, with_stacks: bool = False) -> Vitals:
+        return vitals(with_stacks)
 
     def ready(self) -> None:
         pass

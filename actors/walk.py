@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 
 from actors.fleet import Fleet
-from actors.pool import Asked
+from actors.pool import Answer
 from rlaif.metrics import Metric, merge
 
 BATCHES_PER_STEP = 4    # a rollout actor sends its groups in about so many batches
@@ -140,23 +140,30 @@ async def _judge(fleet: Fleet, rollouts: ray.ObjectRef, num_rows: int, order: Or
     """Sends one batch to everyone who has a part in its reward, and makes one reward of the parts; returns them where
     only the whole step can be combined.
 
-    Every call is made at once: Ray runs it when its arguments are there, without a round trip to the driver.
+    Each stage is awaited by its metrics: a call whose actor is lost is made again.
     """
-    explained, explaining, asked = rollouts, None, []
-    if fleet.explainers.actors:
-        done.clocks["explain"].enter()
-        explaining = fleet.explainers.ask(num_rows, lambda actor: actor.explain.options(num_returns=2).remote(rollouts))
-        explained = explaining.tables[0]
-    judges = [judge.ask(num_rows, lambda actor: actor.score.options(num_returns=3).remote(explained))
-              for judge in fleet.judges]
-    if fleet.plan.functions:
-        asked = [fleet.functions.ask(num_rows, lambda actor: actor.values.options(num_returns=2).remote(rollouts))]
-    if explaining is not None:
-        done.parts.append(await explaining.metrics)
-        done.clocks["explain"].leave(num_rows)
-    done.clocks["score"].enter()
-    for answer in (*judges, *asked):
-        done.parts.append(await answer.metrics)
+    async def judged() -> list[Answer]:
+        explained = rollouts
+        if fleet.explainers.actors:
+            done.clocks["explain"].enter()
+            explaining = await fleet.explainers.ask(
+                num_rows, lambda actor: actor.explain.options(num_returns=2).remote(rollouts))
+            done.parts.append(explaining.metrics)
+            done.clocks["explain"].leave(num_rows)
+            explained = explaining.tables[0]
+        done.clocks["score"].enter()
+        return await asyncio.gather(*(
+            judge.ask(num_rows, lambda actor: actor.score.options(num_returns=3).remote(explained))
+            for judge in fleet.judges))
+
+    async def valued() -> list[Answer]:
+        if not fleet.plan.functions:
+            return []
+        return [await fleet.functions.ask(
+            num_rows, lambda actor: actor.values.options(num_returns=2).remote(rollouts))]
+
+    judges, asked = await asyncio.gather(judged(), valued())
+    done.parts += [answer.metrics for answer in (*judges, *asked)]
     if fleet.plan.is_plain:
         await _take(judges[0], num_rows, done)
         return None
@@ -172,13 +179,13 @@ async def _combine(fleet: Fleet, batches: list[_Judged], order: Order, done: Wal
     """One reward of all parts, once for whole groups."""
     num_rows = sum(batch.num_rows for batch in batches)
     tables = [batch.first for batch in batches] + [table for batch in batches for table in batch.others]
-    combined = fleet.functions.ask(num_rows, lambda actor: actor.combine.options(num_returns=3).remote(
+    combined = await fleet.functions.ask(num_rows, lambda actor: actor.combine.options(num_returns=3).remote(
         order.compares, len(batches), *tables))
-    done.parts.append(await combined.metrics)
+    done.parts.append(combined.metrics)
     await _take(combined, num_rows, done)
 
 
-async def _take(answer: Asked, num_rows: int, done: Walk) -> None:
+async def _take(answer: Answer, num_rows: int, done: Walk) -> None:
     scored, summary = answer.tables
     done.summaries.append(await summary)
     done.scored.append(scored)

@@ -18,7 +18,9 @@ from omegaconf import MISSING
 from rlaif.config.algorithm import AlgorithmConfig
 from rlaif.config.checks import UserError, not_negative, one_of, positive, require, rows_or_null
 from rlaif.config.evaluation import EvaluationConfig
+from rlaif.config.faults import FaultsConfig
 from rlaif.config.learner import DTYPES, LearnerConfig
+from rlaif.config.pipeline import PipelineConfig
 from rlaif.config.prompts import ChatConfig, PromptsConfig
 from rlaif.config.reward_parts import RewardPartConfig
 
@@ -60,6 +62,7 @@ class EngineConfig:
     kv_cache_mb: int = 128              # MiB of KV cache on a CPU, > 0
     gpu_memory_utilization: float = 0.5     # share of each GPU, 0..1
     enforce_eager: bool = True          # no graph capture: starts in seconds
+    sleeps: bool = False                # of rollout, on GPUs: its memory is given back while the learners learn
 
     def __post_init__(self) -> None:
         one_of(self, "dtype", DTYPES)
@@ -201,21 +204,30 @@ class WeightSyncConfig:
         positive(self, "bucket_mb")
 
 
+STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
+
+
 @dataclass
 class RoleConfig:
-    """What one role takes of the cluster."""
+    """What one role takes of the cluster, and where; see rlaif.planning.bundles."""
 
     num_actors: int = 1                 # >= 1
     num_cpus: float = 1.0               # CPUs an actor reserves, > 0; fractions allowed
     num_gpus: float = 0.0               # GPUs an actor reserves, >= 0; fractions allowed
     num_threads: int = 1                # compute threads of an actor on a CPU, >= 1
+    pool: str | None = None             # only nodes of `ray start --labels=pool=<this>`; null: any node
+    strategy: str | None = None         # Ray's, among this role's actors; null: placement.strategy, with the others
+    beside: str | None = None           # role whose GPUs this one shares, so many actors to each of it; null: none
 
     def __post_init__(self) -> None:
         positive(self, "num_actors", "num_cpus", "num_threads")
         not_negative(self, "num_gpus")
-
-
-STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
+        require(self.strategy is None or self.strategy in STRATEGIES, "strategy",
+                "null or one of " + ", ".join(STRATEGIES), self.strategy)
+        require(self.pool is None or re.fullmatch("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", self.pool) is not None,
+                "pool", "a label of a node (letters, digits, _ . -)", self.pool)
+        require(self.beside is None or (self.pool is None and self.strategy is None), "beside",
+                "null with a pool or strategy of its own", self.beside)
 
 
 @dataclass
@@ -261,9 +273,11 @@ class TrainConfig:
     rewards: list[RewardPartConfig] = field(default_factory=list)   # further parts; none: `reward` is all of it
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:

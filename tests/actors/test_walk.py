@@ -45,7 +45,7 @@ def test_one_judge_is_the_reward_and_every_row_comes_out_once():
     assert judge.num_explained == 24 and fleet.combining.combined == []
     assert values(done.metrics) == {"num_explanations": 24.0, "slot_inputs_cut": 0.0}
     assert done.summary.num_rows == 24 and done.clocks["explain"].num_rows == 24
-    assert [pool._in_flight for pool in (fleet.explainers, *fleet.judges)] == [[0], [0]]
+    assert [pool.in_flight for pool in (fleet.explainers, *fleet.judges)] == [[0], [0]]
 
 
 def test_a_judge_and_a_function_are_combined_batch_by_batch():

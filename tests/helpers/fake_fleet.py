@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from actors.pool import Pool, look_at
 from rlaif.batch import EXPLAINED, ROLLOUT, SCORED, SUMMARY_COLUMNS, from_rows, with_columns
 from rlaif.metrics import Max, Mean, Sum
+from rlaif.pipeline.budgets import Budget
 from rlaif.rewards.plan import JudgePart, RewardPlan
 from rlaif.rewards.scored_batch import combine_scored, parts_table, without_explanations
 
@@ -67,6 +68,8 @@ class Handle:
         self._actor = actor
 
     def __getattr__(self, name: str) -> Verb:
+        if name in ("ready", "ping"):
+            return Verb(lambda *arguments: None)
         return Verb(getattr(self._actor, name))
 
 
@@ -171,9 +174,10 @@ def fake_fleet(plan: RewardPlan, judges: Mapping[str, FakeJudge], functions: Map
 
     return SimpleNamespace(
         plan=plan, learners=learners or Learners(), rollout=rollout, combining=combining, sync=sync,
-        explainers=Pool([Handle(Explainer())] if has_explainer else []),
-        judges=[Pool([Handle(judges[part.name])]) for part in plan.judges],
-        functions=Pool([] if plan.is_plain else [Handle(combining)]),
+        explainers=Pool("explainer", lambda index: Handle(Explainer()), int(has_explainer), Budget(0)),
+        judges=[Pool("slot", lambda index, part=part: Handle(judges[part.name]), 1, Budget(0)) for part in plan.judges],
+        functions=Pool("functions", lambda index: Handle(combining), int(not plan.is_plain), Budget(0)),
+        rollouts=Pool("rollout", lambda index: Handle(rollout), 1, Budget(0)),
         split=lambda prompts: [(Handle(rollout), prompts)])
 
 

@@ -1,0 +1,58 @@
+"""What an actor tells of itself while it works, and what it raises when the engine behind it is dead.
+
+Light: imported by every actor and by the driver. An actor answers `ping` in a concurrency group of its own:
+
+    @ray.remote(concurrency_groups={"health": 1})
+    class SomeActor:
+        @ray.method(concurrency_group="health")
+        def ping(self, with_stacks: bool = False) -> Vitals:
+            return vitals(with_stacks)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+
+import psutil
+import ray
+
+HEALTH = {"health": 1}      # concurrency_groups of an actor: one thread that answers pings
+
+
+class EngineLost(RuntimeError):
+    """The engine behind an actor that lives is dead: the actor is of no more use."""
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """pids: of the actor's process and its descendants, each with the second it was created at, so that no other
+    process is taken for it. stacks: of every thread, where they were asked for."""
+
+    node_id: str
+    pids: tuple[tuple[int, float], ...]
+    stacks: str = ""
+
+
+def vitals(with_stacks: bool = False) -> Vitals:
+    """Of this process."""
+    own = psutil.Process()
+    pids = []
+    for process in (own, *own.children(recursive=True)):
+        try:
+            pids.append((process.pid, process.create_time()))
+        except psutil.Error:        # it ended meanwhile
+            continue
+    return Vitals(ray.get_runtime_context().get_node_id(), tuple(pids), stacks() if with_stacks else "")
+
+
+def stacks() -> str:
+    """Where every thread of this process is, as Python sees it."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    parts = [f"process {os.getpid()}"]
+    for ident, frame in sys._current_frames().items():
+        parts.append(f"thread {names.get(ident, ident)}\n" + "".join(traceback.format_stack(frame)))
+    return "\n".join(parts)
