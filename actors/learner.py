@@ -73,8 +73,8 @@ def _objective(spec: LearnerSpec, tokenizer: PreTrainedTokenizerBase) -> Objecti
 @ray.remote(concurrency_groups=HEALTH)
 class LearnerActor:
     """Verbs: `join`, `ping`; `update`, `measure`, `judge` (supervised, preference and reward training);
-    `update_policy` and `drift`; `save`; `save_state` and `load_state` (to go on where another gang stopped); `publish` (weights to the
-    object store) or `open_channel` and `send` (straight to the engines)."""
+    `update_policy` and `drift`; `save`; `save_state` and `load_state` (to go on where another gang stopped); `publish`
+    (weights to the object store) or `open_channel` and `send` (straight to the engines)."""
 
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
         self._spec, self._rank, self._world_size = spec, rank, world_size
