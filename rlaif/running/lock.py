@@ -1,0 +1,121 @@
+"""One process writes into a run's folder: a lock that a dead process cannot keep.
+
+The kernel holds it (flock), and lets go when the process ends, however it ends. Where a shared file system keeps such
+locks on each host alone, the file itself tells: it names host and pid of the holder, who changes it every few seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rlaif.config.checks import UserError
+
+LOCK_FILE = "lock"
+BEAT_S = 5.0            # the holder changes the file so often
+_PATIENCE = 4           # beats that a holder on another host may miss and still live
+
+
+@contextlib.contextmanager
+def held(folder: str | Path, say: Callable[[str], None] = print, *, host: str | None = None) -> Iterator[None]:
+    """Inside, no other process may hold `folder`, which is made where it is missing.
+
+    host: what this host is called; None: its own name. Raises UserError with host and pid of who holds it.
+    """
+    folder, host = Path(folder), host or socket.gethostname()
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    ended = threading.Event()
+    try:
+        is_alone = _flock(handle)
+        holder = _read(handle)
+        if is_alone is False or (is_alone is None and holder.get("host") == host and _lives(holder)):
+            raise UserError(_refused(folder, holder))
+        if holder and holder.get("host") != host:
+            say(f"{folder} was held by process {holder.get('pid')} on {holder.get('host')}: waiting "
+                f"{BEAT_S * _PATIENCE:g} s to see whether it lives")
+            if _changes(handle):
+                raise UserError(_refused(folder, _read(handle)))
+        if holder:
+            say(f"{folder} is taken over from process {holder.get('pid')} on {holder.get('host')}, which has ended")
+        mine = {"host": host, "pid": os.getpid(), "beat": 0}
+        _write(handle, mine)
+        thread = threading.Thread(target=_beat, args=(handle, mine, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def _flock(handle: int) -> bool | None:
+    """Whether the kernel gave the lock; None where the file system has none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
+def _refused(folder: Path, holder: dict[str, Any]) -> str:
+    return (f"output_dir must be used by one process at a time, got {str(folder)!r}, which process "
+            f"{holder.get('pid', 'unknown')} on {holder.get('host', 'unknown')} is using; wait for it, end it, or choose "
+            "another output_dir")
+
+
+def _lives(holder: dict[str, Any]) -> bool:
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except (ProcessLookupError, KeyError, ValueError):
+        return False
+    except PermissionError:     # of another user
+        return True
+    return True
+
+
+def _read(handle: int) -> dict[str, Any]:
+    """What the file says of its holder; nothing where it has none, or was cut short."""
+    try:
+        found = json.loads(os.pread(handle, 4096, 0))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(handle: int, holder: dict[str, Any]) -> None:
+    text = json.dumps(holder).encode()
+    os.pwrite(handle, text, 0)
+    os.ftruncate(handle, len(text))
+
+
+def _changes(handle: int) -> bool:
+    """Whether a holder on another host is heard of; by this host's own clock, whatever the time is over there."""
+    before = os.pread(handle, 4096, 0)
+    deadline = time.monotonic() + BEAT_S * _PATIENCE
+    while time.monotonic() < deadline:
+        time.sleep(BEAT_S / 10)
+        if os.pread(handle, 4096, 0) != before:
+            return True
+    return False
+
+
+def _beat(handle: int, mine: dict[str, Any], ended: threading.Event) -> None:
+    beat = 0
+    while not ended.wait(BEAT_S):
+        beat += 1
+        with contextlib.suppress(OSError):      # a full disk is told by what cannot be written there
+            _write(handle, mine | {"beat": beat})
