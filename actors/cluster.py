@@ -24,6 +24,8 @@ QUIET = {
     "PYTHONWARNINGS": "ignore",
 }
 
+_OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
 
 def connect() -> str:
     """Joins the cluster named by RAY_ADDRESS or begun here with `ray start`, else starts one; says which.
@@ -31,23 +33,34 @@ def connect() -> str:
     A cluster started here has no dashboard, asks for a token (Ray's default), and no other run joins it. Raises
     UserError if a cluster is there but does not let this process in.
     """
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = running_address()
+    if address is None:
+        ray.init(address="local", include_dashboard=False, **_OPTIONS)
+        return "started Ray on this machine"
+    join(address)
+    return f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
+
+
+def running_address() -> str | None:
+    """Where a cluster runs that this process would join: RAY_ADDRESS, or what `ray start` noted here; None where none
+    does. Raises UserError where nothing answers at RAY_ADDRESS."""
     named = os.environ.get("RAY_ADDRESS")
-    # Not "auto": that would join the private cluster of another run and end with it.
-    address = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.is_file() else None)
     if named and not _listens(named):
         raise UserError(f"RAY_ADDRESS must name a running Ray cluster, got {named!r}, where nothing answers; start it "
                         "or unset RAY_ADDRESS")
-    if address and _listens(address):       # else what was noted has ended meanwhile
-        try:
-            ray.init(address=address, **options)
-        except ConnectionError as error:
-            mine = os.environ.get(AUTH_MODE, "nothing")
-            raise UserError(f"{AUTH_MODE} must be what it was for `ray start`, got {mine!r}: the cluster at {address} "
-                            "does not let this process in") from error
-        return f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
-    ray.init(address="local", include_dashboard=False, **options)
-    return "started Ray on this machine"
+    # Not "auto": that would join the private cluster of another run and end with it.
+    address = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.is_file() else None)
+    return address if address and _listens(address) else None      # else what was noted has ended meanwhile
+
+
+def join(address: str) -> None:
+    """Joins the cluster at `address`. Raises UserError where it does not let this process in."""
+    try:
+        ray.init(address=address, **_OPTIONS)
+    except ConnectionError as error:
+        mine = os.environ.get(AUTH_MODE, "nothing")
+        raise UserError(f"{AUTH_MODE} must be what it was for `ray start`, got {mine!r}: the cluster at {address} "
+                        "does not let this process in") from error
 
 
 def _listens(address: str) -> bool:

@@ -1,9 +1,10 @@
-"""Which role takes what of the cluster: the arithmetic before anything starts, and the placement group."""
+"""Where every actor of a run lives: placement groups made of rlaif.planning.bundles, and the options of each actor."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+import time
+from collections.abc import Awaitable
 from typing import Any
 
 import ray
@@ -12,54 +13,66 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import actor_environment
 from rlaif.config.checks import UserError
-from rlaif.config.train import RoleConfig
+from rlaif.planning.bundles import Bundle, Group, Roles, groups, refuse_too_large
 
-Roles = Mapping[str, RoleConfig]
+__all__ = ["POOL_LABEL", "Placement", "Roles", "refuse_too_large", "within"]
 
-
-def refuse_too_large(roles: Roles, resources: Mapping[str, float]) -> None:
-    """Raises UserError if `roles` together ask for more CPUs or GPUs than `resources` has, with the sum per role."""
-    for resource, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
-        needs = {name: role.num_actors * getattr(role, field) for name, role in roles.items()}
-        total, there = sum(needs.values()), resources.get(resource, 0.0)
-        if total > there + 1e-6:
-            parts = " + ".join(f"{name} {roles[name].num_actors} x {getattr(roles[name], field):g}" for name in roles)
-            raise UserError(f"placement must fit into the cluster's {there:g} {resource}s, got {total:g} ({parts}); "
-                            f"lower placement.*.num_actors or placement.*.{field}")
+POOL_LABEL = "pool"     # of a node: `ray start --labels=pool=<name>`
 
 
 class Placement:
-    """A placement group with one bundle an actor, in the order of `roles`."""
+    """Placement groups with a bundle for each actor, or for actors that share GPUs; see rlaif.planning.bundles."""
 
     def __init__(self, roles: Roles, strategy: str, timeout_s: float) -> None:
         refuse_too_large(roles, ray.cluster_resources())
         self._roles = roles
-        bundles = [{"CPU": role.num_cpus} | ({"GPU": role.num_gpus} if role.num_gpus else {})
-                   for role in roles.values() for _ in range(role.num_actors)]
-        self._group: PlacementGroup = placement_group(bundles, strategy=strategy)
-        if not self._group.wait(timeout_s):
-            ray.util.remove_placement_group(self._group)
-            raise UserError(f"placement must be possible within {timeout_s:g} s, got no place for {bundles} with "
-                            f"strategy {strategy}; other jobs may hold the cluster, or no node fits a bundle")
+        self._groups: list[PlacementGroup] = []
+        self._place: dict[tuple[str, int], tuple[PlacementGroup, int]] = {}
+        deadline = time.monotonic() + timeout_s
+        # All are asked for before one is waited for.
+        asked = [(group, self._ask(group)) for group in groups(roles, strategy)]
+        for group, made in asked:
+            if not made.wait(max(0.1, deadline - time.monotonic())):
+                self.remove()
+                raise UserError(_no_place(group, timeout_s))
+
+    def _ask(self, group: Group) -> PlacementGroup:
+        pools = [{POOL_LABEL: bundle.pool} if bundle.pool else {} for bundle in group.bundles]
+        made = placement_group([bundle.resources for bundle in group.bundles], strategy=group.strategy,
+                               bundle_label_selector=pools if any(pools) else None)
+        self._groups.append(made)
+        for index, bundle in enumerate(group.bundles):
+            self._place |= {actor: (made, index) for actor in bundle.actors}
+        return made
 
     def options(self, role: str, index: int) -> dict[str, Any]:
         """The Ray options of actor `index` of `role`: its bundle, its resources, its name on the dashboard."""
-        first = 0
-        for name, config in self._roles.items():
-            if name == role:
-                break
-            first += config.num_actors
-        config = self._roles[role]
+        config, (group, bundle) = self._roles[role], self._place[role, index]
         return {
             "name": f"{role}-{index}", "num_cpus": config.num_cpus,
             "num_gpus": config.num_gpus,
             "runtime_env": actor_environment(config.num_threads, config.num_gpus),
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=first + index),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         }
 
     def remove(self) -> None:
-        ray.util.remove_placement_group(self._group)
+        for group in self._groups:
+            ray.util.remove_placement_group(group)
+
+
+def _no_place(group: Group, timeout_s: float) -> str:
+    counts: dict[str, int] = {}
+    for bundle in group.bundles:
+        counts[_in_words(bundle)] = counts.get(_in_words(bundle), 0) + 1
+    wanted = " + ".join(f"{count} x {text}" for text, count in counts.items())
+    return (f"placement must be possible within {timeout_s:g} s, got no place for {wanted} with strategy "
+            f"{group.strategy}; other jobs may hold the cluster, or no node fits a bundle")
+
+
+def _in_words(bundle: Bundle) -> str:
+    pool = f", pool {bundle.pool}" if bundle.pool else ""
+    roles = " + ".join(dict.fromkeys(role for role, _ in bundle.actors))
+    return f"{roles} ({bundle.num_cpus:g} CPUs, {bundle.num_gpus:g} GPUs{pool})"
 
 
 async def within(work: Awaitable[Any], timeout_s: float, what: str) -> Any:

@@ -18,7 +18,7 @@ from actors.fleet import Fleet, roles
 from actors.function_parts import check_functions
 from actors.held_out import HeldOut, best_folder
 from actors.loop import Trained, train
-from actors.placement import refuse_too_large
+from actors.planning import refuse_what_cannot_fit
 from rlaif.config.train import TrainConfig
 from rlaif.data.prompts import PromptStream, in_order
 from rlaif.modeling.models import absolute
@@ -43,10 +43,12 @@ def run_training(config: TrainConfig) -> None:
     checked = dataclasses.replace(checked, plan=with_absolute_files(checked.plan))
     where = connect()
     try:
-        refuse_too_large(roles(config, checked.explainer, checked.plan), ray.cluster_resources())
+        doubts = refuse_what_cannot_fit(config)
         claim(config.output_dir, asked)
         with contextlib.closing(Report(config.output_dir)) as report:
             report.say(f"{where}; results go to {config.output_dir}")
+            for line in doubts:
+                report.say(f"warning: {line}")
             with working(), PeakMemory() as memory:
                 trained = asyncio.run(_train(
                     config, checked, report, watch, lambda: time.process_time() - memory.cpu_s))

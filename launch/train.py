@@ -1,4 +1,8 @@
-"""Trains a policy: `python launch/train.py configs/quickstart.yaml [configs/algorithms/dapo.yaml] [key=value ...]`."""
+"""Trains a policy: `python launch/train.py configs/quickstart.yaml [configs/algorithms/dapo.yaml] [key=value ...]`.
+
+With --plan it prints what the run would take of this machine or of the running Ray cluster, with --plan cluster.yaml
+of one that the file describes, and starts nothing.
+"""
 
 import sys
 
@@ -12,5 +16,11 @@ def body(config: TrainConfig) -> None:
     run_training(config)
 
 
+def plan(config: TrainConfig, name: str, cluster_file: str | None) -> None:
+    from actors.planning import show_plan
+
+    show_plan(config, name, cluster_file)
+
+
 if __name__ == "__main__":
-    sys.exit(main(TrainConfig, __doc__, body))
+    sys.exit(main(TrainConfig, __doc__, body, plan))

@@ -224,8 +224,8 @@ class RoleConfig:
         not_negative(self, "num_gpus")
         require(self.strategy is None or self.strategy in STRATEGIES, "strategy",
                 "null or one of " + ", ".join(STRATEGIES), self.strategy)
-        require(self.pool is None or re.fullmatch("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", self.pool) is not None,
-                "pool", "a label of a node (letters, digits, _ . -)", self.pool)
+        require(self.pool is None or re.fullmatch("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", self.pool)
+                is not None, "pool", "a label of a node (letters, digits, _ . -)", self.pool)
         require(self.beside is None or (self.pool is None and self.strategy is None), "beside",
                 "null with a pool or strategy of its own", self.beside)
 

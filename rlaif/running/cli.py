@@ -20,8 +20,12 @@ from rlaif.running.run_folder import refuse_other_run
 Config = TypeVar("Config")
 
 
-def main(kind: type[Config], description: str, body: Callable[[Config], None]) -> int:
+def main(kind: type[Config], description: str, body: Callable[[Config], None],
+         plan: Callable[[Config, str, str | None], None] | None = None) -> int:
     """Loads the configuration named on the command line and runs `body`; returns the exit code.
+
+    plan: called in its place with --plan, with the configuration, what it is called and the file of a described cluster
+    or None; a launcher without one has no --plan.
 
     2 with one line on standard error for a mistake of the user's, 0 otherwise. A mistake is a UserError, or any
     ValueError of the checks; what raises inside `working` is a bug and keeps its traceback.
@@ -31,12 +35,21 @@ def main(kind: type[Config], description: str, body: Callable[[Config], None]) -
     parser.add_argument("more", nargs="*", metavar="config|key=value",
                         help="further YAML files, merged in their order, and single values over them, such as seed=1")
     parser.add_argument("--check", action="store_true", help="check configuration and output_dir, then stop")
+    if plan is not None:
+        parser.add_argument("--plan", nargs="?", const="", metavar="cluster.yaml",
+                            help="print what each role would take of this machine or of the running Ray cluster, or of "
+                                 "one that a file describes, then stop; exit code 2 if it does not fit")
     arguments = parser.parse_intermixed_args()
+    asked = getattr(arguments, "plan", None)
+    if asked and not _is_file(asked):       # an override that came after --plan
+        arguments.more, asked = [*arguments.more, asked], ""
     _quiet_libraries()
     try:
         files = [arguments.config, *filter(_is_file, arguments.more)]
         config = load(kind, files, [text for text in arguments.more if not _is_file(text)])
-        if arguments.check:
+        if plan is not None and asked is not None:
+            plan(config, " ".join(files), asked or None)
+        elif arguments.check:
             refuse_other_run(config.output_dir, config)
         else:
             body(config)
