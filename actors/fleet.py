@@ -18,31 +18,14 @@ from actors.pool import Pool, look_at
 from actors.restarts import Lost, lost, told
 from actors.reward_functions import RewardFunctionActor
 from actors.rollout import RolloutActor
-from rlaif.config.train import ExplainerConfig, RoleConfig, TrainConfig
+from rlaif.config.train import TrainConfig
 from rlaif.learning.objectives import PolicyOptions
 from rlaif.modeling.weights import version_label
 from rlaif.pipeline.board import Board
 from rlaif.pipeline.budgets import Budget
+from rlaif.planning.roles import judge_role, roles
 from rlaif.rewards.plan import JudgePart, RewardPlan
 from rlaif.running.preflight import Checked
-
-
-def roles(config: TrainConfig, explainer: ExplainerConfig, plan: RewardPlan) -> dict[str, RoleConfig]:
-    """Every role of the run, in bundle order: no explainers where the complete `explainer` asks for none, and of the
-    judges and reward functions those that `plan` needs."""
-    placement = config.placement
-    found = {"rollout": placement.rollout}
-    if explainer.source != "none":
-        found["explainer"] = placement.explainer
-    found |= {judge_role(judge): judge.placement or placement.slot for judge in plan.judges}
-    if not plan.is_plain:
-        found["functions"] = placement.functions
-    return found | {"learner": placement.learner}
-
-
-def judge_role(judge: JudgePart) -> str:
-    """The role of a judge: slot for the one of `reward`, judge_<name> for one with a place of its own."""
-    return "slot" if judge.placement is None else f"judge_{judge.name}"
 
 
 def learner_spec(config: TrainConfig, plan: RewardPlan) -> LearnerSpec:
