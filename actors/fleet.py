@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,7 @@ class Fleet:
 
         Raises TimeoutError naming the actors that do not answer in ready_timeout_s.
         """
-        joined = asyncio.ensure_future(self.learners.join())
+        joined = asyncio.ensure_future(self._join())
         opened = [asyncio.ensure_future(pool.ready()) for pool in self.pools]
         timeout_s = self.config.placement.ready_timeout_s
         done, late = await asyncio.wait({joined, *opened}, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
@@ -122,6 +123,34 @@ class Fleet:
         if self.config.sync.backend != "shared_memory":
             await asyncio.wait_for(self._open_channel(), timeout_s)
         return joined.result()
+
+    async def _join(self) -> str:
+        if self.config.rollout.engine.sleeps:       # an engine measures at its start what is free beside it
+            await self.rollouts.ready()
+        return await self.learners.join()
+
+    @contextlib.asynccontextmanager
+    async def learning(self) -> AsyncIterator[None]:
+        """Inside, GPUs that engines share with learners are the learners': the engines sleep, and wake at the end. For
+        engines that do not sleep (rollout.engine.sleeps) nothing happens."""
+        if not self.config.rollout.engine.sleeps:
+            yield
+            return
+        await self._tell_engines(lambda actor: actor.sleep.remote())
+        try:
+            yield
+        finally:
+            await self.learners.release()
+            await self._tell_engines(lambda actor: actor.wake.remote())
+
+    async def _tell_engines(self, call: Callable[[Any], Awaitable[None]]) -> None:
+        actors = list(self.rollouts.actors)
+        answers = await asyncio.gather(*(_await(call(actor)) for actor in actors), return_exceptions=True)
+        for index, answer in enumerate(answers):
+            if isinstance(answer, Exception):
+                if lost(answer) is not Lost.ACTOR:
+                    raise answer
+                self.rollouts.lose(index, actors[index], told(answer))
 
     async def _open_channel(self) -> None:
         actors = self.rollouts.actors

@@ -45,6 +45,10 @@ class Gang:
         return merge(await asyncio.gather(*(
             actor.update_policy.remote(chosen, kl_coefficient, *scored) for actor in self._actors)))
 
+    async def release(self) -> None:
+        """Gives back the GPU memory that no rank needs until the next update."""
+        await asyncio.gather(*(actor.release.remote() for actor in self._actors))
+
     async def drift(self, scored: Sequence[ray.ObjectRef]) -> dict[str, Metric]:
         """Ranks share the work, and each knows the whole: the first answer is the answer."""
         return (await asyncio.gather(*(actor.drift.remote(*scored) for actor in self._actors)))[0]

@@ -175,6 +175,11 @@ class LearnerActor:
         """The policy update of a step. chosen: group_id and sample of the rows to train, out of the SCORED batches."""
         return self._learner.update_policy(chosen, kl_coefficient, scored)
 
+    def release(self) -> None:
+        """Gives back the GPU memory that torch keeps for later, to an engine that shares the GPU."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def judge(self, rows: pa.Table) -> tuple[list[int], np.ndarray, np.ndarray]:
         """This rank's share of JUDGED `rows`: their numbers, class logits and scores of both sides of a pair."""
         return self._learner.judge(rows)

@@ -19,6 +19,7 @@ from rlaif.esfp.judges import Judge, explainer_of, find_judge
 from rlaif.esfp.model_checks import check_context
 from rlaif.learning.lora import refuse_unknown_targets
 from rlaif.modeling.models import load_tokenizer, refuse_incomplete, skeleton
+from rlaif.planning.bundles import groups
 from rlaif.rewards.plan import RewardPlan, plan_rewards
 from rlaif.rewards.rules import check_rules
 
@@ -169,9 +170,7 @@ def check_devices(config: TrainConfig) -> None:
         if num_gpus > 1 and num_gpus != int(num_gpus):
             raise UserError(f"placement.{name}.num_gpus must be whole above 1, got {num_gpus:g}")
     rollout, learner, backend = placement.rollout, placement.learner, config.sync.backend
-    if learner.num_actors > 1 and 0 < learner.num_gpus < 1:
-        raise UserError(f"placement.learner.num_gpus must be 1 for each of {learner.num_actors} ranks, NCCL wants "
-                        f"no two on a GPU, got {learner.num_gpus:g}")
+    _check_sharing(config)
     if backend != "shared_memory" and not (rollout.num_gpus and learner.num_gpus):
         raise UserError(f"sync.backend must be shared_memory where rollouts or learners have no GPU, got {backend!r}")
     if backend == "nccl" and rollout.num_gpus + learner.num_gpus <= 1:
@@ -180,6 +179,36 @@ def check_devices(config: TrainConfig) -> None:
                                  and rollout.num_gpus + learner.num_gpus <= 1):
         raise UserError("sync.backend must be nccl or shared_memory unless one rollout and one learner share a "
                         f"GPU (num_gpus of 1 at most together), got 'ipc' with {rollout.num_gpus + learner.num_gpus:g}")
+
+
+def _check_sharing(config: TrainConfig) -> None:
+    """Raises UserError for two learners on a GPU, and for engines that would sleep where that gives nobody room."""
+    placement = config.placement
+    roles = {name: getattr(placement, name) for name in ("rollout", "explainer", "slot", "functions", "learner")}
+    bundles = [bundle for group in groups(roles, placement.strategy) for bundle in group.bundles]
+    shared = [bundle for bundle in bundles if any(role == "learner" for role, _ in bundle.actors)]
+    learner = placement.learner
+    # More than half of a GPU is a GPU: no second bundle fits on it.
+    if learner.num_actors > 1 and 0 < learner.num_gpus < 1 and (
+            len(shared) < learner.num_actors or min(bundle.num_gpus for bundle in shared) <= 0.5):
+        raise UserError(f"placement.learner.num_gpus must be 1 for each of {learner.num_actors} ranks, or more than half "
+                        "a GPU together with the roles beside it, NCCL wants no two on a GPU, got "
+                        f"{learner.num_gpus:g}")
+    for name, engine in (("explainer", config.explainer.engine), ("reward", config.reward.engine)):
+        if engine.sleeps:
+            raise UserError(f"{name}.engine.sleeps must be false, got true: only rollout engines sleep")
+    if not config.rollout.engine.sleeps:
+        return
+    if placement.rollout.num_gpus == 0:
+        raise UserError("rollout.engine.sleeps must be false without GPUs, got true with placement.rollout.num_gpus = "
+                        "0: an engine on a CPU cannot give its memory back")
+    if config.pipeline.max_staleness > 0:
+        raise UserError("rollout.engine.sleeps must be false with pipeline.max_staleness = "
+                        f"{config.pipeline.max_staleness}, got true: engines write while the learners learn; set one of "
+                        "the two back")
+    if not any({"rollout", "learner"} <= {role for role, _ in bundle.actors} for bundle in shared):
+        raise UserError("rollout.engine.sleeps must be false unless rollouts and learners share GPUs, got true; set "
+                        "placement.rollout.beside=learner")
 
 
 def refuse_unjudgeable(gold: str, rows: dict[str, list[dict]]) -> None:
