@@ -171,8 +171,9 @@ def check_devices(config: TrainConfig) -> None:
             raise UserError(f"placement.{name}.num_gpus must be whole above 1, got {num_gpus:g}")
     rollout, learner, backend = placement.rollout, placement.learner, config.sync.backend
     _check_sharing(config)
-    if backend != "shared_memory" and not (rollout.num_gpus and learner.num_gpus):
-        raise UserError(f"sync.backend must be shared_memory where rollouts or learners have no GPU, got {backend!r}")
+    if backend in ("nccl", "ipc") and not (rollout.num_gpus and learner.num_gpus):
+        raise UserError("sync.backend must be shared_memory or gloo where rollouts or learners have no GPU, got "
+                        f"{backend!r}")
     if backend == "nccl" and rollout.num_gpus + learner.num_gpus <= 1:
         raise UserError("sync.backend must be ipc or shared_memory where rollout and learner share a GPU, got 'nccl'")
     if backend == "ipc" and not (rollout.num_actors == learner.num_actors == 1
@@ -191,9 +192,8 @@ def _check_sharing(config: TrainConfig) -> None:
     # More than half of a GPU is a GPU: no second bundle fits on it.
     if learner.num_actors > 1 and 0 < learner.num_gpus < 1 and (
             len(shared) < learner.num_actors or min(bundle.num_gpus for bundle in shared) <= 0.5):
-        raise UserError(f"placement.learner.num_gpus must be 1 for each of {learner.num_actors} ranks, or more than half "
-                        "a GPU together with the roles beside it, NCCL wants no two on a GPU, got "
-                        f"{learner.num_gpus:g}")
+        raise UserError(f"placement.learner.num_gpus must be 1 for each of {learner.num_actors} ranks, NCCL wants "
+                        f"no two on a GPU, got {learner.num_gpus:g}; or more than half a GPU with a role beside it")
     for name, engine in (("explainer", config.explainer.engine), ("reward", config.reward.engine)):
         if engine.sleeps:
             raise UserError(f"{name}.engine.sleeps must be false, got true: only rollout engines sleep")
@@ -204,8 +204,7 @@ def _check_sharing(config: TrainConfig) -> None:
                         "0: an engine on a CPU cannot give its memory back")
     if config.pipeline.max_staleness > 0:
         raise UserError("rollout.engine.sleeps must be false with pipeline.max_staleness = "
-                        f"{config.pipeline.max_staleness}, got true: engines write while the learners learn; set one of "
-                        "the two back")
+                        f"{config.pipeline.max_staleness}, got true: engines write while the learners learn")
     if not any({"rollout", "learner"} <= {role for role, _ in bundle.actors} for bundle in shared):
         raise UserError("rollout.engine.sleeps must be false unless rollouts and learners share GPUs, got true; set "
                         "placement.rollout.beside=learner")
