@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from actors.cluster import connect
+from actors.dashboard import Dashboard
 from actors.fleet import Fleet, roles
 from actors.function_parts import check_functions
 from actors.held_out import HeldOut, best_folder
@@ -95,7 +96,10 @@ async def _train(config: TrainConfig, checked: Checked, report: Report, watch: S
         stream = PromptStream(prompts.rows, config.seed, sizes=prompts.sizes, weights=prompts.weights,
                               curriculum=config.prompts.curriculum)
         held_out = HeldOut(fleet, in_order(checked.test_rows), config, report, watch)
-        trained = await train(config, fleet, stream, held_out, checked.class_names, report, watch, driver_clock)
+        dashboard = Dashboard(config.output_dir)
+        async with dashboard.watching(fleet, report.say, config.report.state_every_s):
+            trained = await train(config, fleet, stream, held_out, checked.class_names, report, watch, driver_clock,
+                                  dashboard=dashboard)
         await _export(config, fleet, trained, report)
         for line in before_after_table(trained.before, trained.after):
             report.say(line)

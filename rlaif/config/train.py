@@ -189,15 +189,17 @@ class RewardConfig:
         one_of(self, "compare", COMPARISONS)
 
 
-SYNC_BACKENDS = ("shared_memory", "nccl", "ipc")
+SYNC_BACKENDS = ("shared_memory", "gloo", "nccl", "ipc")
 
 
 @dataclass
 class WeightSyncConfig:
     """Learner to rollout engines."""
 
-    backend: str = "shared_memory"      # shared_memory (any device) | nccl | ipc (GPUs)
-    bucket_mb: int = 256                # MiB sent at a time, > 0
+    backend: str = "shared_memory"      # shared_memory (any device; engines elsewhere by the object store) | gloo (any
+                                        # device, by the network) | nccl (GPUs) | ipc (one GPU for both)
+    bucket_mb: int = 64                 # MiB gathered and sent at a time, > 0; the learner keeps two, each as large as
+                                        # this or as the largest weight
 
     def __post_init__(self) -> None:
         one_of(self, "backend", SYNC_BACKENDS)
@@ -253,9 +255,10 @@ class ReportConfig:
 
     samples_every: int = 20             # steps between printed samples, 0 prints none
     num_samples: int = 2                # samples printed each time, >= 0
+    state_every_s: float = 60.0         # seconds between lines that say what each stage is doing, 0 says none
 
     def __post_init__(self) -> None:
-        not_negative(self, "samples_every", "num_samples")
+        not_negative(self, "samples_every", "num_samples", "state_every_s")
 
 
 @dataclass
