@@ -125,7 +125,7 @@ def told(folder: Path) -> Iterator[None]:
 
 
 def not_taken(folder: Path, error: OSError) -> str:
-    """One line for a checkpoint that `folder` did not take."""
+    """One line for what `folder` did not take."""
     why = error.strerror or str(error).splitlines()[0]
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -133,5 +133,5 @@ def not_taken(folder: Path, error: OSError) -> str:
         cure = "free some space"
     else:
         cure = "make it a folder that can be written"
-    return (f"output_dir must take a checkpoint, got {why!r} in {str(folder)!r}; {cure} and run the same command "
-            "again: it goes on from the newest checkpoint")
+    return (f"output_dir must take what the run writes, got {why!r} in {str(folder)!r}; {cure} and run the same "
+            "command again: it goes on from the newest checkpoint")

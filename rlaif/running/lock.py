@@ -21,6 +21,7 @@ from rlaif.config.checks import UserError
 
 LOCK_FILE = "lock"
 BEAT_S = 5.0            # the holder changes the file so often
+UNKNOWN = {"host": "an unknown host", "pid": "unknown"}
 _PATIENCE = 4           # beats that a holder on another host may miss and still live
 
 
@@ -31,33 +32,42 @@ def held(folder: str | Path, say: Callable[[str], None] = print, *, host: str | 
     host: what this host is called; None: its own name. Raises UserError with host and pid of who holds it.
     """
     folder, host = Path(folder), host or socket.gethostname()
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    ended = threading.Event()
+    handle, is_alone = _open(folder)
     try:
-        is_alone = _flock(handle)
         holder = _read(handle)
         if is_alone is False or (is_alone is None and holder.get("host") == host and _lives(holder)):
-            raise UserError(_refused(folder, holder))
-        if holder and holder.get("host") != host:
-            say(f"{folder} was held by process {holder.get('pid')} on {holder.get('host')}: waiting "
+            raise UserError(_refused(folder, holder or UNKNOWN))
+        if holder and holder["host"] != host:
+            say(f"{folder} was held by process {holder['pid']} on {holder['host']}: waiting "
                 f"{BEAT_S * _PATIENCE:g} s to see whether it lives")
             if _changes(handle):
-                raise UserError(_refused(folder, _read(handle)))
+                raise UserError(_refused(folder, holder))
         if holder:
-            say(f"{folder} is taken over from process {holder.get('pid')} on {holder.get('host')}, which has ended")
-        mine = {"host": host, "pid": os.getpid(), "beat": 0}
-        _write(handle, mine)
-        thread = threading.Thread(target=_beat, args=(handle, mine, ended), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            os.ftruncate(handle, 0)
+            say(f"{folder} is taken over from process {holder['pid']} on {holder['host']}, which has ended")
+        with _beating(handle, {"host": host, "pid": os.getpid(), "beat": 0}):
+            try:
+                yield
+            finally:
+                (folder / LOCK_FILE).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):      # it has files
+                    folder.rmdir()
     finally:
         os.close(handle)
+
+
+def _open(folder: Path) -> tuple[int, bool | None]:
+    """The lock's file, and whether it is ours as in `_flock`."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        is_alone = _flock(handle)
+        try:
+            is_there = os.path.samestat(os.fstat(handle), (folder / LOCK_FILE).stat())
+        except FileNotFoundError:
+            is_there = False
+        if is_there:
+            return handle, is_alone
+        os.close(handle)        # its holder has removed it meanwhile
 
 
 def _flock(handle: int) -> bool | None:
@@ -73,14 +83,13 @@ def _flock(handle: int) -> bool | None:
 
 def _refused(folder: Path, holder: dict[str, Any]) -> str:
     return (f"output_dir must be used by one process at a time, got {str(folder)!r}, which process "
-            f"{holder.get('pid', 'unknown')} on {holder.get('host', 'unknown')} is using; wait for it, end it, or choose "
-            "another output_dir")
+            f"{holder['pid']} on {holder['host']} is using; wait for it, end it, or choose another output_dir")
 
 
 def _lives(holder: dict[str, Any]) -> bool:
     try:
         os.kill(int(holder["pid"]), 0)
-    except (ProcessLookupError, KeyError, ValueError):
+    except (ProcessLookupError, ValueError):
         return False
     except PermissionError:     # of another user
         return True
@@ -88,12 +97,12 @@ def _lives(holder: dict[str, Any]) -> bool:
 
 
 def _read(handle: int) -> dict[str, Any]:
-    """What the file says of its holder; nothing where it has none, or was cut short."""
+    """What the file says of its holder; nothing where it has none."""
+    text = os.pread(handle, 4096, 0)
     try:
-        found = json.loads(os.pread(handle, 4096, 0))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return UNKNOWN | json.loads(text) if text else {}
+    except (ValueError, TypeError):     # it was cut short
+        return UNKNOWN
 
 
 def _write(handle: int, holder: dict[str, Any]) -> None:
@@ -113,9 +122,22 @@ def _changes(handle: int) -> bool:
     return False
 
 
-def _beat(handle: int, mine: dict[str, Any], ended: threading.Event) -> None:
-    beat = 0
-    while not ended.wait(BEAT_S):
-        beat += 1
-        with contextlib.suppress(OSError):      # a full disk is told by what cannot be written there
-            _write(handle, mine | {"beat": beat})
+@contextlib.contextmanager
+def _beating(handle: int, mine: dict[str, Any]) -> Iterator[None]:
+    """Inside, the file is changed every few seconds."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_S):
+            mine["beat"] += 1
+            with contextlib.suppress(OSError):      # a full disk is told by what cannot be written there
+                _write(handle, mine)
+
+    _write(handle, mine)
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

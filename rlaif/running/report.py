@@ -1,9 +1,11 @@
-"""What the user sees and what a run leaves behind: console lines, metrics.jsonl, evaluations.jsonl, TensorBoard,
-samples, summary."""
+"""What the user sees and what a run leaves behind: console lines, metrics.jsonl, timings.jsonl, evaluations.jsonl,
+TensorBoard, samples, summary."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,52 +14,89 @@ from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
-from rlaif.running.run_folder import EVALUATIONS_FILE, METRICS_FILE
+from rlaif.running.checkpoints import told
+from rlaif.running.manifest import sync
+from rlaif.running.run_folder import EVALUATIONS_FILE, METRICS_FILE, TIMINGS_FILE
+
+# What a clock or a scale says: it is never twice the same, and has a file of its own.
+CLOCKED = ("_s", "_per_s", "_gb", "_mb", "_bytes")
 
 
 class Report:
-    """One run's console and files under `output_dir`."""
+    """One run's console and files under `output_dir`. metrics.jsonl follows from configuration and seed, where the run
+    does; seconds and memory are in timings.jsonl."""
 
     def __init__(self, output_dir: str | Path, stream: TextIO | None = None) -> None:
         self.folder = Path(output_dir)
         self._stream = stream or sys.stdout
-        self._metrics = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        self._append(METRICS_FILE, "")      # a run before its first step has them too
 
     def say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
-    def step(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one step's numbers to metrics.jsonl and TensorBoard."""
-        self._metrics.write(json.dumps({"step": step} | dict(values)) + "\n")
-        self._metrics.flush()
-        for name, value in values.items():
+    def step(self, step: int, values: Mapping[str, Any], clocked: Mapping[str, Any] | None = None) -> None:
+        """Writes one step's numbers to metrics.jsonl, those of them that a clock says to timings.jsonl, and all to
+        TensorBoard. clocked: further ones that come out different every time, whatever they are called."""
+        timings = {name: value for name, value in values.items() if name.endswith(CLOCKED)} | dict(clocked or {})
+        self._append(METRICS_FILE, _line(step, {name: value for name, value in values.items() if name not in timings}))
+        if timings:
+            self._append(TIMINGS_FILE, _line(step, timings))
+        for name, value in {**values, **timings}.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
 
     def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
         """Writes the figures on held-out prompts after `step` to evaluations.jsonl, and to TensorBoard as test/..."""
-        with (self.folder / EVALUATIONS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | dict(figures)) + "\n")
+        self._append(EVALUATIONS_FILE, _line(step, figures))
         for name, value in figures.items():
             self._board.add_scalar(f"test/{name}", value, step)
 
     def rewind(self, step: int) -> None:
         """Forgets the numbers of steps after `step`: a run that is taken up again writes them anew."""
-        self._metrics.close()
-        for path in (self.folder / METRICS_FILE, self.folder / EVALUATIONS_FILE):
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-            # A line may have been cut short when the run was killed.
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            if kept != lines:
-                path.write_text("".join(kept), encoding="utf-8")
-        self._metrics = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
+        for path in self._files:
+            kept = 0        # bytes
+            with path.open("rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n") or _step(line) > step:      # it may have been cut short by a kill
+                        break
+                    kept += len(line)
+            if kept != path.stat().st_size:
+                with told(self.folder):
+                    os.truncate(path, kept)
         self._board.close()
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file of numbers by name, all of them on the disk."""
+        for path in self._files:
+            with told(self.folder):
+                sync(path)
+        return {path.name: path.stat().st_size for path in self._files if path.name != TIMINGS_FILE}
+
     def close(self) -> None:
-        self._metrics.close()
         self._board.close()
+
+    @property
+    def _files(self) -> list[Path]:
+        paths = (self.folder / name for name in (METRICS_FILE, EVALUATIONS_FILE, TIMINGS_FILE))
+        return [path for path in paths if path.is_file()]
+
+    def _append(self, name: str, text: str) -> None:
+        with told(self.folder), (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _line(step: int, values: Mapping[str, Any]) -> str:
+    return json.dumps({"step": step} | dict(values)) + "\n"
+
+
+def _step(line: bytes) -> float:
+    """Of a line of numbers; infinite for one that is none, which a power cut may leave."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def stage_lines(step: int, num_steps: int, values: Mapping[str, Any]) -> list[str]:

@@ -14,9 +14,13 @@ from yaml import YAMLError
 
 from rlaif.config.checks import UserError
 from rlaif.config.files import resolved_yaml
+from rlaif.running.lock import LOCK_FILE
 
 CONFIG_FILE, DONE_FILE = "config.yaml", "done"
-METRICS_FILE, EVALUATIONS_FILE = "metrics.jsonl", "evaluations.jsonl"
+METRICS_FILE, EVALUATIONS_FILE, TIMINGS_FILE = "metrics.jsonl", "evaluations.jsonl", "timings.jsonl"
+
+# Where a run lies, on what and how carefully it runs: it stays the same run.
+MAY_CHANGE = ("output_dir", "checkpoint", "placement", "faults", "sync", "report")
 
 
 def refuse_other_run(output_dir: str, config: Any) -> bool:
@@ -32,19 +36,19 @@ def refuse_other_run(output_dir: str, config: Any) -> bool:
                         f"{'read-only' if there.is_dir() else 'a file'}")
     known = folder / CONFIG_FILE
     if known.is_file():
-        difference = _difference(known.read_text(encoding="utf-8"), resolved_yaml(config))
-        if difference is not None:
+        found = difference(known.read_text(encoding="utf-8"), resolved_yaml(config))
+        if found is not None:
             raise UserError(f"output_dir must be new or of the same run, got {output_dir!r}, which holds another run "
-                            f"({difference}); choose another output_dir or remove that one")
+                            f"({found}); choose another output_dir or remove that one")
         return (folder / DONE_FILE).is_file()
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir()):
         raise UserError(f"output_dir must be new or of the same run, got {output_dir!r}, which holds files of no run; "
                         "choose another output_dir")
     return False
 
 
-def _difference(theirs: str, mine: str) -> str | None:
-    """The first setting that differs between two configurations in YAML, in words; None where none does."""
+def difference(theirs: str, mine: str) -> str | None:
+    """The first setting that makes two configurations in YAML different runs, in words; None where none does."""
     if theirs == mine:
         return None
     try:
@@ -52,6 +56,8 @@ def _difference(theirs: str, mine: str) -> str | None:
     except (OmegaConfBaseException, YAMLError, ValueError):
         return f"its {CONFIG_FILE} is not readable"
     for key in (*new, *old):
+        if key.split(".")[0] in MAY_CHANGE:
+            continue
         there, here = old.get(key, "nothing"), new.get(key, "nothing")
         if there != here:
             return f"{key} is {there!r} there and {here!r} here"
@@ -71,7 +77,7 @@ def claim(output_dir: str, config: Any, *, anew: bool = True) -> None:
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if anew:
-        for name in (METRICS_FILE, EVALUATIONS_FILE):
+        for name in (METRICS_FILE, EVALUATIONS_FILE, TIMINGS_FILE):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     (folder / CONFIG_FILE).write_text(resolved_yaml(config), encoding="utf-8")

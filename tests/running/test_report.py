@@ -114,6 +114,33 @@ def test_metrics_have_one_object_a_step_and_the_console_what_was_said(tmp_path):
     assert console.getvalue() == "all actors ready\n"
 
 
+def test_what_a_clock_says_has_a_file_of_its_own_and_tensorboard_has_all(tmp_path):
+    """The other file is the same in every run of a configuration, byte by byte."""
+    report = Report(tmp_path, io.StringIO())
+    report.step(1, {"reward": 0.5, "step_s": 2.0, "peak_gb": 3.5, "num_is_s_no_suffix": 1}, {"queue_depth": 4})
+    report.rewind(1)
+    report.step(2, {"reward": 0.25})
+    assert report.sizes() == {"metrics.jsonl": (tmp_path / "metrics.jsonl").stat().st_size}
+    report.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 1, "reward": 0.5, "num_is_s_no_suffix": 1}\n{"step": 2, "reward": 0.25}\n')
+    assert (tmp_path / "timings.jsonl").read_text() == '{"step": 1, "step_s": 2.0, "peak_gb": 3.5, "queue_depth": 4}\n'
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert {"reward", "step_s", "peak_gb", "queue_depth"} <= set(board.Tags()["scalars"])
+
+
+def test_a_rewind_ends_at_the_first_line_that_is_none(tmp_path):
+    """As a power cut may leave it: what comes after was written later."""
+    report = Report(tmp_path, io.StringIO())
+    report.step(1, {"reward": 1.0})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\0\0\0\n" + b'{"step": 2, "reward": 2.0}\n')
+    report.rewind(5)
+    report.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "reward": 1.0}\n'
+
+
 def test_a_run_that_is_taken_up_again_keeps_the_numbers_up_to_its_checkpoint(tmp_path):
     report = Report(tmp_path, io.StringIO())
     for step in (1, 2, 3):

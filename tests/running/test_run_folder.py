@@ -2,9 +2,11 @@ import dataclasses
 
 import pytest
 
+from rlaif.config.checkpoint import CheckpointConfig
 from rlaif.config.checks import UserError
 from rlaif.config.prompts import PromptsConfig
-from rlaif.config.train import RewardConfig, RoleConfig, TrainConfig
+from rlaif.config.train import EngineConfig, RewardConfig, RoleConfig, TrainConfig
+from rlaif.running.lock import held
 from rlaif.running.run_folder import claim, finish, refuse_other_run
 
 
@@ -35,6 +37,7 @@ def test_what_an_unfinished_attempt_left_is_begun_anew(folder, tmp_path):
     run = tmp_path / "outputs" / "run"
     (run / "metrics.jsonl").write_text("{}\n")
     (run / "evaluations.jsonl").write_text("{}\n")
+    (run / "timings.jsonl").write_text("{}\n")
     (run / "tensorboard").mkdir()
     claim(folder, config(folder))
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
@@ -58,19 +61,34 @@ def test_another_configuration_is_refused_with_the_key_that_differs(folder):
 
 def test_two_values_that_changed_places_are_another_run(folder):
     one = config(folder)
-    one.placement.rollout, one.placement.slot = RoleConfig(num_actors=2), RoleConfig(num_actors=1)
-    other = dataclasses.replace(one, placement=dataclasses.replace(
-        one.placement, rollout=one.placement.slot, slot=one.placement.rollout))
+    one.rollout.engine, one.explainer.engine = EngineConfig(max_num_seqs=2), EngineConfig(max_num_seqs=1)
+    other = dataclasses.replace(
+        one, rollout=dataclasses.replace(one.rollout, engine=one.explainer.engine),
+        explainer=dataclasses.replace(one.explainer, engine=one.rollout.engine))
     claim(folder, one)
-    with pytest.raises(UserError, match=r"placement.rollout.num_actors is 2 there and 1 here"):
+    with pytest.raises(UserError, match=r"rollout.engine.max_num_seqs is 2 there and 1 here"):
         refuse_other_run(folder, other)
+
+
+def test_a_run_that_is_moved_placed_or_kept_otherwise_is_the_same_run(folder, tmp_path):
+    claim(folder, config(folder))
+    (tmp_path / "outputs").rename(tmp_path / "moved")
+    moved = str(tmp_path / "moved" / "run")
+    other = config(moved, checkpoint=CheckpointConfig(every=3, resume="never"))
+    other.placement.learner = RoleConfig(num_actors=4)
+    assert refuse_other_run(moved, other) is False
+
+
+def test_a_lock_alone_is_no_file_of_another_run(folder):
+    with held(folder):
+        assert refuse_other_run(folder, config(folder)) is False
 
 
 def test_a_configuration_of_another_kind_or_none_is_refused(folder, tmp_path):
     claim(folder, config(folder))
     path = tmp_path / "outputs" / "run" / "config.yaml"
     path.write_text("output_dir: x\nlog_every: 3\n")
-    with pytest.raises(UserError, match=r"output_dir is 'x' there and "):
+    with pytest.raises(UserError, match=r"\(seed is 'nothing' there and 0 here\)"):
         refuse_other_run(folder, config(folder))
     path.write_text("a: [")
     with pytest.raises(UserError, match=r"its config.yaml is not readable"):
