@@ -42,6 +42,7 @@ class _Place:
     in_flight: int = 0                          # rows
     known: Vitals | None = None                 # of the actor's processes
     gone: asyncio.Future[str] | None = None     # done once this actor is lost, with the reason
+    lost_at: float | None = None                # of time.monotonic, until it is READY again
     opening: asyncio.Task | None = None
 
 
@@ -69,6 +70,11 @@ class Pool:
     def actors(self) -> list[Any]:
         """The handles of now, dead ones included until another takes their place."""
         return [place.actor for place in self._places]
+
+    @property
+    def handles(self) -> dict[str, Any]:
+        """The same by name."""
+        return {self._name(place): place.actor for place in self._places}
 
     @property
     def health(self) -> list[Health]:
@@ -125,9 +131,7 @@ class Pool:
 
     def current(self, index: int, version: int) -> None:
         """Actor `index` holds the weights of now, which are of `version`."""
-        place = self._places[index]
-        place.health = after(place.health, Event.CURRENT, version)
-        self._wake()
+        self._is_current(self._places[index], version)
 
     async def any_ready(self) -> None:
         """Returns once an actor is READY."""
@@ -148,6 +152,12 @@ class Pool:
             self._counts["missed_syncs"] += 1
             self._say(f"{self._name(place)} has not taken the new weights: {reason}")
 
+    def rewind(self) -> None:
+        """The learners went back to older weights: whoever has started is STALE until he holds those."""
+        for place in self._places:
+            if place.health.is_alive:
+                place.health = after(place.health, Event.REWOUND)
+
     def lose(self, index: int, actor: Any, reason: str, event: Event = Event.DIED) -> None:
         """Actor `index`, if it still is `actor`, is lost: it is ended, and another one is started in its place.
 
@@ -167,6 +177,7 @@ class Pool:
             self._failed = error
             self._wake()
             raise
+        place.lost_at = place.lost_at or time.monotonic()
         self._say(f"{self._name(place)} is lost ({reason}) and starts anew")
         place.opening = self._in_background(self._revive(place))
 
@@ -203,12 +214,11 @@ class Pool:
         place.known = await answered(actor, self._faults.ping_s)
         place.health = after(place.health, Event.STARTED)
         if self._catch_up is None:
-            place.health = after(place.health, Event.CURRENT)
-            self._wake()
+            self._is_current(place, None)
 
     async def _revive(self, place: _Place) -> None:
         """Starts another actor in the place of one that is lost."""
-        began, former, known = time.monotonic(), place.actor, place.known
+        former, known = place.actor, place.known
         with self._board.doing(self.role, self._name(place), "another actor in its place"):
             await end(former, known)
             place.actor, place.known = await made(self._make, place.index), None
@@ -221,7 +231,13 @@ class Pool:
             except (RayActorError, TimeoutError) as error:
                 self.lose(place.index, actor, told(error))
                 return
-        self._say(f"{self._name(place)} serves again after {time.monotonic() - began:.1f} s")
+
+    def _is_current(self, place: _Place, version: int | None) -> None:
+        place.health = after(place.health, Event.CURRENT, version)
+        if place.lost_at is not None:
+            self._say(f"{self._name(place)} serves again after {time.monotonic() - place.lost_at:.1f} s")
+            place.lost_at = None
+        self._wake()
 
     async def _chosen(self, index: int | None) -> _Place:
         """The READY actor with the fewest rows in flight, or actor `index % num_actors` once it is READY."""

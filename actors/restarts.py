@@ -50,17 +50,23 @@ class Lost(Enum):
 
 def lost(error: BaseException) -> Lost:
     """What is gone when a call raises `error`, which may come from an actor that asked another one in turn."""
-    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
-        error = error.cause
+    error = cause_of(error)
     if isinstance(error, _LOST_ACTOR) or type(error).__name__ == _ENGINE_DEAD:
         return Lost.ACTOR
     return Lost.INPUTS if isinstance(error, ObjectLostError) else Lost.NOTHING
 
 
-def told(error: BaseException) -> str:
-    """An error in one short line, without the traceback of the actor it comes from."""
+def cause_of(error: BaseException) -> BaseException:
+    """What was raised first, in the actor that was asked or in one that it asked; `error` itself where Ray raised it.
+    """
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
+    return error
+
+
+def told(error: BaseException) -> str:
+    """An error in one short line, without the traceback of the actor it comes from."""
+    error = cause_of(error)
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 

@@ -1,0 +1,29 @@
+"""A training that outlives its learners: they are started anew, and it goes on from the last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from actors.ranks import LearnersLost
+
+Result = TypeVar("Result")
+
+
+class _Fleet(Protocol):
+    async def rebuild_learners(self) -> None: ...
+
+
+async def surviving(fleet: _Fleet, attempt: Callable[[], Awaitable[Result]]) -> Result:
+    """What `attempt` gives, which goes on from the last checkpoint; made again whenever the learners are lost in it.
+
+    Raises BudgetSpent after faults.max_learner_restarts losses.
+    """
+    are_lost = False
+    while True:
+        try:
+            if are_lost:
+                await fleet.rebuild_learners()
+            return await attempt()
+        except LearnersLost:
+            are_lost = True
