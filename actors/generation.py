@@ -13,6 +13,16 @@ class Generation:
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: str      # "stop" (end token) or "length"
+    weights: tuple[tuple[str, int], ...] = ()   # the labels of the weights that wrote it, and how many tokens each did
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What is told of a batch of rollouts that leaves an engine, before the batch itself."""
+
+    group_ids: list[int]
+    num_rows: int
+    num_bytes: int
 
 
 def content_seed(*parts: object) -> int:

@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
 
+from actors.dashboard import Dashboard
+from actors.ending import Ended
+from actors.feeder import Chosen, Feeder
 from actors.fleet import Fleet
 from actors.held_out import HeldOut
-from actors.walk import Order, Walk, walk
+from actors.progress import Progress, Saves, Tally, Unsaved
+from actors.stages import STAGES, Stages
 from rlaif.config.algorithm import AlgorithmConfig
 from rlaif.config.train import TrainConfig
 from rlaif.data.prompts import PromptStream
 from rlaif.metrics import values
+from rlaif.pipeline.ledger import Ledger
 from rlaif.policy.controllers import KlController
-from rlaif.policy.dynamic_sampling import Choice, choose_groups
 from rlaif.policy.training_batch import ORDER, chosen_rows
 from rlaif.running.figures import counts, group_figures, means
 from rlaif.running.report import Report, Stopwatch, sample_lines, stage_lines
-
-STAGES = ("rollout", "explain", "score", "learn", "sync")
-
-
-@dataclass
-class Tally:
-    """What adds up over the steps of a run."""
-
-    loop_s: float = 0.0             # seconds
-    num_rollouts: int = 0
-    max_logprob_gap: float = 0.0    # nats
-
-    def add(self, step_values: Mapping[str, Any]) -> None:
-        self.loop_s += step_values["step_s"]
-        self.num_rollouts += step_values["num_rollouts"]
-        self.max_logprob_gap = max(self.max_logprob_gap, step_values["max_logprob_gap"])
 
 
 @dataclass(frozen=True)
@@ -54,74 +41,93 @@ class Trained:
 
 
 async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream, held_out: HeldOut, labels: list[str],
-                report: Report, watch: Stopwatch, driver_clock: Callable[[], float]) -> Trained:
-    """Trains the policy on the prompts of `stream` for `config.steps` steps, or until an evaluation ends the run.
+                report: Report, watch: Stopwatch, driver_clock: Callable[[], float], saver: Saves | None = None,
+                dashboard: Dashboard | None = None) -> Trained:
+    """Trains the policy on the prompts of `stream` for `config.steps` steps, or until an evaluation or a signal ends
+    the run; goes on where `saver` says that it stood.
 
     labels: what the slots' classes are called where samples are shown. driver_clock: tells the CPU seconds that this
     process has spent so far.
     """
-    controller, tally, step = kl_controller(config.algorithm), Tally(), 0
-    checksum = await fleet.sync(step)
-    await held_out.evaluate(step)
-    before, stopped = held_out.figures, None
-    while step < config.steps and stopped is None:
-        step += 1
-        started, driver = time.perf_counter(), driver_clock()
-        done, choice = await roll_out(config, fleet, stream)
-        chosen = chosen_rows(done.summary, choice.kept)
-        with done.timed("learn"):
-            learned = values(await fleet.learners.update_policy(ray.put(chosen), controller.coefficient, done.scored))
-        with done.timed("sync"):
-            checksum = await fleet.sync(step)
-        # What was measured on all rollouts goes over what the learners measured on those they trained on.
-        step_values = learned | rollout_values(done, choice, config.algorithm) | stream.figures() | done.seconds | {
-            "kl_coefficient": controller.coefficient, "num_trained": chosen.num_rows, "policy_version": step,
-            "step_s": time.perf_counter() - started, "driver_s": driver_clock() - driver, "checksum": checksum}
-        if controller.target is not None:
-            controller = controller.after(learned["kl"], chosen.num_rows)
-        tally.add(step_values)
-        _tell(step, config, step_values, done, labels, report, watch)
-        if held_out.is_due(step):
-            stopped = await held_out.evaluate(step)
-    if step == config.steps:
-        stopped = None      # it was the last one anyway
+    at, saver = Progress(0, stream, Ledger(), kl_controller(config.algorithm), held_out, Tally()), saver or Unsaved()
+    at = await saver.restore(at) or at
+    stages, stopped, is_ahead = Stages(), held_out.stop, config.pipeline.max_staleness > 0
+    feeder = Feeder(fleet, at.stream, config, stages, at.ledger, at.buffered)
+    try:
+        checksum = await fleet.sync(at.step)
+        if at.before is None:
+            await saver.unless_ended(held_out.evaluate(at.step))
+            at.before = held_out.figures
+        elif held_out.is_due(at.step):      # it was given up
+            stopped = await saver.unless_ended(held_out.evaluate(at.step))
+        feeder.grow(at.step)
+        stages.lap()
+        while at.step < config.steps and stopped is None:
+            started, driver = time.perf_counter(), driver_clock()
+            chosen = await saver.unless_ended(feeder.take())
+            learned = await learn(fleet, chosen, at, stages)
+            feeder.trained(chosen.kept)
+            with stages.busy("sync"):
+                checksum = await fleet.sync(at.step)
+            if is_ahead:        # else the engines wait until the step is told, measured and written down
+                feeder.grow(at.step)
+            step_values = learned | rollout_values(chosen, config.algorithm) | at.stream.figures() | fleet.figures() | {
+                "policy_version": at.step, "checksum": checksum, "driver_s": driver_clock() - driver
+                } | pace(stages, started)
+            at.tally.add(step_values)
+            _tell(at.step, config, step_values, chosen, labels, report, watch)
+            if dashboard is not None:
+                dashboard.step(step_values)
+            del chosen          # and with it the rows in the object store
+            if held_out.is_due(at.step):
+                stopped = await saver.unless_ended(held_out.evaluate(at.step))
+            at.buffered = feeder.buffered
+            await saver.save(at)
+            at.buffered = []
+            stopped = stopped or saver.ends
+            feeder.grow(at.step)
+            stages.lap()        # what came after the step is of none
+    except Ended:               # the step, or the evaluation, that was under way is given up
+        at.buffered = feeder.buffered
+        await saver.save(at)
+        stopped = saver.ends
+    finally:
+        await feeder.close()
+    if at.step == config.steps:
+        stopped = None          # it was the last one anyway
     if stopped is not None:
-        report.say(f"ends after step {step} of {config.steps}: {stopped}")
-    return Trained(before, held_out.figures, step, stopped, held_out.known.best_step, tally, checksum)
+        report.say(f"ends after step {at.step} of {config.steps}: {stopped}")
+    return Trained(at.before, held_out.figures, at.step, stopped, held_out.known.best_step, at.tally, checksum)
 
 
-async def roll_out(config: TrainConfig, fleet: Fleet, stream: PromptStream) -> tuple[Walk, Choice]:
-    """The scored rollouts of a step, and the groups of them to train on; with algorithm.dynamic_sampling = resample new
-    prompts are drawn for groups of equal rewards, up to max_resampling times."""
-    algorithm, num_groups = config.algorithm, config.rollout.groups_per_step
-    order = Order(config.rollout.group_size, config.seed)
-    max_rounds = algorithm.max_resampling if algorithm.dynamic_sampling == "resample" else 0
-    done, num_missing = Walk(), num_groups
-    for num_rounds in range(max_rounds + 1):
-        await walk(fleet, stream.next(num_missing), order, done)
-        choice = choose_groups(done.summary["group_id"].to_pylist(), told_apart_by(done.summary, algorithm.parts),
-                               num_groups, is_last=num_rounds == max_rounds)
-        num_missing = choice.num_missing
-        if num_missing == 0:
-            break
-    stream.observe(done.summary["group_id"].to_pylist(), done.summary["reward"].to_pylist())
-    return done, choice
+async def learn(fleet: Fleet, chosen: Chosen, at: Progress, stages: Stages) -> dict[str, float]:
+    """One policy update on the groups that were chosen, and what the learners measured on them; `at` is a step on."""
+    rows = chosen_rows(chosen.summary, chosen.kept)
+    with stages.busy("learn"):
+        async with fleet.learning():
+            learned = values(await fleet.learners.update_policy(
+                ray.put(rows), at.controller.coefficient, chosen.scored))
+    found = learned | {"kl_coefficient": at.controller.coefficient, "num_trained": rows.num_rows}
+    if at.controller.target is not None:
+        at.controller = at.controller.after(learned["kl"], rows.num_rows)
+    at.step += 1
+    return found
 
 
-def told_apart_by(summary: pa.Table, parts: str) -> list[Any]:
-    """What must differ inside a group for it to teach: the reward, or each of its parts where they are normalised by
-    themselves."""
-    if parts == "separate":
-        return [tuple(sorted(terms)) for terms in summary["reward_terms"].to_pylist()]
-    return summary["reward"].to_pylist()
+def pace(stages: Stages, started: float) -> dict[str, float]:
+    """Seconds of the step that began at `started`: in all, and for which each stage was busy and idle."""
+    step_s, laps = time.perf_counter() - started, stages.lap()
+    idle = {f"{stage}_idle_s": max(0.0, step_s - laps[f"{stage}_s"]) for stage in STAGES}
+    return {"step_s": step_s} | laps | idle
 
 
-def rollout_values(done: Walk, choice: Choice, algorithm: AlgorithmConfig) -> dict[str, Any]:
-    """Numbers on all rollouts of a step, trained on or not."""
-    found = values(done.metrics) | means(done.summary) | counts(done.summary) | group_figures(done.summary)
+def rollout_values(chosen: Chosen, algorithm: AlgorithmConfig) -> dict[str, Any]:
+    """Numbers on all rollouts of a step, trained on or not: they go over what the learners measured on theirs."""
+    summary = chosen.summary
+    found = values(chosen.metrics) | means(summary) | counts(summary) | group_figures(summary) | chosen.figures
     if algorithm.dynamic_sampling == "resample":
-        found |= {"num_replaced_groups": len(choice.replaced), "num_equal_groups_kept": choice.num_equal,
-                  "num_resampling_rounds": done.num_rounds - 1}
+        found |= {"num_replaced_groups": len(chosen.replaced), "num_equal_groups_kept": chosen.num_equal,
+                  "num_resampling_rounds": chosen.num_rounds - 1}
     return found
 
 
@@ -130,8 +136,8 @@ def kl_controller(algorithm: AlgorithmConfig) -> KlController:
     return KlController(algorithm.kl_coefficient, algorithm.kl_target, algorithm.kl_horizon)
 
 
-def _tell(step: int, config: TrainConfig, step_values: dict[str, Any], done: Walk, labels: list[str], report: Report,
-          watch: Stopwatch) -> None:
+def _tell(step: int, config: TrainConfig, step_values: dict[str, Any], chosen: Chosen, labels: list[str],
+          report: Report, watch: Stopwatch) -> None:
     """A step's numbers to the files and the console, with samples where they are due."""
     for stage in STAGES:
         watch.add(stage, step_values[f"{stage}_s"])
@@ -140,6 +146,6 @@ def _tell(step: int, config: TrainConfig, step_values: dict[str, Any], done: Wal
     for line in stage_lines(step, config.steps, step_values):
         report.say(line)
     if config.report.samples_every and step % config.report.samples_every == 0:
-        rows = ray.get(done.scored[0]).sort_by(ORDER).slice(0, config.report.num_samples).to_pylist()
+        rows = ray.get(chosen.scored[0]).sort_by(ORDER).slice(0, config.report.num_samples).to_pylist()
         for line in sample_lines(rows, labels):
             report.say(line)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 
-from actors.generation import content_seed
+from actors.generation import Generation, Leaving, content_seed
+from actors.receiving import Coming, Held, Receiver
+from actors.vitals import HEALTH, Vitals, vitals
 from rlaif.batch import PROMPT, ROLLOUT, check, from_rows
 from rlaif.config.train import RolloutConfig, WeightSyncConfig
 from rlaif.modeling.models import load_tokenizer, published_shapes
-from rlaif.modeling.weights import Manifest, refuse_mismatch, version_label
 
 
-@ray.remote
+@ray.remote(concurrency_groups=HEALTH)
 class RolloutActor:
-    """Verbs: `ready`, `generate`; for weights `install` (through the object store) or `open_channel`, `begin_sync`,
-    `receive`, `end_sync` (straight from the learner's GPU); `holds` says what is installed.
+    """Verbs: `ready`, `ping`, `generate`; for weights `open_channel`, `begin_sync`, `receive` or
+    `receive_direct`, `end_sync`; `holds` says what is installed.
 
     Holds no state but the installed weights and their version.
     """
@@ -28,75 +31,102 @@ class RolloutActor:
         # Imported here, in the actor: the driver needs no vLLM and starts seconds sooner.
         from actors.engine import Engine
 
-        self._config, self._version, self._backend = config, 0, sync.backend
+        self._config, self._version = config, 0
         self._tokenizer = load_tokenizer(policy)
-        self._shapes = published_shapes(policy)
         self._engine = Engine(policy, config.engine, seed=seed, num_gpus=num_gpus, backend=sync.backend)
+        self._weights = Receiver(self._engine, published_shapes(policy))
 
     async def ready(self) -> None:
-        if self._backend == "shared_memory":
-            await self._engine.open({})
+        """Returns once the engine is there."""
+
+    @ray.method(concurrency_group="health")
+    def ping(self, with_stacks: bool = False) -> Vitals:
+        return vitals(with_stacks)
 
     async def open_channel(self, init_info: dict[str, Any]) -> None:
-        """Meets the sender of a direct backend (nccl, ipc)."""
-        await self._engine.open(init_info)
+        """Meets the learners, where the backend has a channel of its own."""
+        await self._weights.open(init_info)
 
     async def generate(self, prompts: pa.Table, group_size: int, seed: int, groups_per_batch: int,
-                       is_greedy: bool = False) -> AsyncIterator[pa.Table]:
-        """ROLLOUT batches of `groups_per_batch` whole groups (the last may be smaller), as they finish.
+                       is_greedy: bool = False, together: bool = False) -> AsyncIterator[Leaving | pa.Table]:
+        """ROLLOUT batches of `groups_per_batch` whole groups (the last may be smaller), as they finish, each after a
+        Leaving that tells of it.
 
-        is_greedy: at temperature 0, where logprobs say nothing of the policy that is trained.
+        is_greedy: at temperature 0, where logprobs say nothing of the policy that is trained. together: the numbers,
+        and which groups leave together, follow from this call alone; calls wait for their turn.
         """
+        self._weights.refuse_prompts()
         temperature = 0.0 if is_greedy else self._config.temperature
-        groups = [asyncio.create_task(self._group(prompt, group_size, seed, temperature))
-                  for prompt in check(prompts, PROMPT).to_pylist()]
-        finished: list[dict] = []
-        count = 0
-        try:
-            for done in asyncio.as_completed(groups):
-                finished += await done
-                count += 1
-                if count % groups_per_batch == 0 or count == len(groups):
-                    yield from_rows(finished, ROLLOUT)
-                    finished = []
-        finally:
-            for task in groups:
-                task.cancel()
+        rows = check(prompts, PROMPT).to_pylist()
+        admission = self._engine.together(len(rows) * group_size) if together else contextlib.nullcontext()
+        async with admission:
+            groups = [asyncio.create_task(self._group(prompt, group_size, seed, temperature)) for prompt in rows]
+            finished: list[dict] = []
+            try:
+                for count, done in enumerate(asyncio.as_completed(groups), 1):
+                    finished += await done
+                    if count % groups_per_batch == 0 or count == len(groups):
+                        batch = from_rows(finished, ROLLOUT)
+                        yield Leaving(batch["group_id"].unique().to_pylist(), batch.num_rows, batch.nbytes)
+                        yield batch
+                        finished = []
+            finally:
+                for task in groups:
+                    task.cancel()
 
     async def _group(self, prompt: dict, group_size: int, seed: int, temperature: float) -> list[dict]:
-        # The version at submission: in synchronous training no sync comes between.
         version, max_tokens = self._version, self._config.max_tokens
         answers = await asyncio.gather(*(
             self._engine.generate(prompt["prompt_ids"], max_tokens=max_tokens, temperature=temperature,
                                   seed=content_seed(seed, prompt["group_id"], sample), with_logprobs=True,
-                                  cache_salt=str(version))
+                                  cache_salt=str(version))      # what the cache holds is of one version
             for sample in range(group_size)))
         texts = self._tokenizer.batch_decode([answer.token_ids for answer in answers], skip_special_tokens=True)
         return [prompt | {"sample": sample, "completion": text, "completion_ids": answer.token_ids,
                           "rollout_logprobs": answer.logprobs, "finish_reason": answer.finish_reason,
-                          "policy_version": version}
+                          **_versions(answer, version)}
                 for sample, (answer, text) in enumerate(zip(answers, texts, strict=True))]
 
-    async def install(self, version: int, manifest: Manifest, *buckets: bytes) -> tuple[str, str]:
-        """Installs published weights and answers as `holds` does.
+    async def begin_sync(self, coming: Coming) -> bool:
+        """Says whether the memory that weights will come in is to be found here; see Receiver for this and the next."""
+        return await self._weights.begin(coming)
 
-        The manifest is compared with the model before the engine is touched.
-        """
-        refuse_mismatch(manifest, self._shapes)
-        await self._engine.install(version_label(version, manifest.checksum), buckets)
-        self._version = version
-        return await self.holds()
+    async def receive(self, stream: str, number: int, marks: dict[str, int], data: np.ndarray | None = None) -> None:
+        await self._weights.receive(stream, number, marks, data)
 
-    async def begin_sync(self) -> None:
-        await self._engine.begin_sync()
+    async def receive_direct(self, update_info: dict[str, Any]) -> None:
+        await self._weights.receive_direct(update_info)
 
-    async def receive(self, update_info: dict[str, Any]) -> None:
-        await self._engine.receive(update_info)
+    async def end_sync(self, stream: str, checksum: str | None) -> Held:
+        held = await self._weights.end(stream, checksum)
+        self._version = int(held.label.partition(":")[0])
+        return held
 
-    async def end_sync(self, version: int) -> None:
-        await self._engine.end_sync(version_label(version, "direct"))
-        self._version = version
+    async def sleep(self) -> None:
+        """Gives the GPU to the learners; see rollout.engine.sleeps."""
+        await self._engine.sleep()
 
-    async def holds(self) -> tuple[str, str]:
-        """What the engine says it holds: its version label, and a digest of the weights as they lie there."""
-        return await self._engine.version(), await self._engine.installed_digest()
+    async def wake(self) -> None:
+        await self._engine.wake()
+
+    async def holds(self) -> Held:
+        """The label of the weights that a sync brought, and a digest of them as they lie in the engine; nothing before
+        the first sync. Raises HalfSentWeights after a sync that was not finished."""
+        self._weights.refuse_prompts()
+        return self._weights.held
+
+
+def _versions(answer: Generation, asked_at: int) -> dict[str, Any]:
+    """policy_versions, of every token, and policy_version, the oldest of them; an update may have come in between.
+
+    asked_at: the version of tokens whose weights have no label: the engine's when it was asked.
+    """
+    versions = [_number(label, asked_at) for label, num_tokens in answer.weights for _ in range(num_tokens)]
+    versions = versions or [asked_at] * len(answer.token_ids)
+    return {"policy_version": min(versions, default=asked_at), "policy_versions": versions}
+
+
+def _number(label: str, otherwise: int) -> int:
+    """The version that a label of rlaif.modeling.weights.version_label begins with."""
+    number = label.partition(":")[0]
+    return int(number) if number.isdigit() else otherwise

@@ -46,7 +46,9 @@ ROLLOUT = _extend(
     _field("completion_ids", _tokens(pa.int32()), axis="completion tokens", role="tokens"),
     _field("rollout_logprobs", _tokens(pa.float32()), axis="completion tokens", role="signal", unit="nats"),
     _field("finish_reason", pa.string(), axis="row", role="identity"),     # "stop" or "length"
-    _field("policy_version", pa.int64(), axis="row", role="identity", unit="syncs"),
+    _field("policy_version", pa.int64(), axis="row", role="identity", unit="syncs"),        # the oldest of a token's
+    # Of every token: a weight update may come while a completion is being written.
+    _field("policy_versions", _tokens(pa.int32()), axis="completion tokens", role="identity", unit="syncs"),
 )
 
 EXPLAINED = _extend(
@@ -155,7 +157,7 @@ def _has_inner_null(column: pa.ChunkedArray) -> bool:
 
 def _check_token_lengths(table: pa.Table) -> None:
     lengths: dict[str, list[int]] = {}
-    for name in ("completion_ids", "rollout_logprobs"):
+    for name in ("completion_ids", "rollout_logprobs", "policy_versions"):
         if name in table.schema.names:
             lengths[name] = table[name].combine_chunks().value_lengths().to_pylist()
     first = lengths.get("completion_ids")

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +23,8 @@ from rlaif.metrics import Metric, Sum
 from rlaif.rewards.combine import Combined, combine, row_name
 from rlaif.rewards.plan import RewardPlan
 
-__all__ = ["combine_scored", "parts_table", "scored_batch", "texts_to_judge", "without_explanations"]
+__all__ = ["combine_scored", "parts_table", "scored_batch", "size_of", "small_columns", "texts_to_judge",
+           "without_explanations"]
 
 
 def without_explanations(rollouts: pa.Table) -> pa.Table:
@@ -63,8 +65,8 @@ def scored_batch(explained: pa.Table, scored: Scored, template: SlotTemplate | N
                                for row in scored.probabilities.tolist()],
         "slot_scores": scored.slot_scores.tolist(), "slot_entropy": scored.entropy.tolist(),
     }, [[(part, reward)] for reward in rewards], [[(part, reward)] for reward in rewards], rewards, verdicts, version)
-    return table, _summary(table), {"slot_inputs_cut": Sum(scored.num_truncated),
-                                    "judged_without_explanation": Sum(scored.num_without_explanation)}
+    return table, small_columns(table), size_of(table) | {
+        "slot_inputs_cut": Sum(scored.num_truncated), "judged_without_explanation": Sum(scored.num_without_explanation)}
 
 
 def parts_table(rollouts: pa.Table, values: Mapping[str, Sequence[float | None]], version: str) -> pa.Table:
@@ -101,7 +103,7 @@ def combine_scored(batches: Sequence[pa.Table], parts: Sequence[pa.Table], plan:
     versions = sorted({version for table in said for version in table["reward_version"].unique().to_pylist()})
     version = hashlib.sha256("\n".join([plan.fingerprint(), *versions]).encode()).hexdigest()[:16]
     table = _combined(rows, values, combined, verdicts or {}, version)
-    return table, _summary(table), combined.metrics
+    return table, small_columns(table), size_of(table) | combined.metrics
 
 
 def _as_parts(table: pa.Table) -> pa.Table:
@@ -166,6 +168,19 @@ def _scored(explained: pa.Table, slots: Mapping[str, Sequence], parts: Sequence,
         "judge_verdicts": _maps(verdicts, explained.num_rows), "reward_version": [version] * explained.num_rows})
 
 
-def _summary(scored: pa.Table) -> pa.Table:
-    return scored.select(list(SUMMARY_COLUMNS)).append_column(
+def small_columns(scored: pa.Table) -> pa.Table:
+    """What the driver reads of SCORED rows: SUMMARY_COLUMNS, num_completion_tokens, and newest_policy_version, of the
+    last token of each."""
+    summary = scored.select(list(SUMMARY_COLUMNS)).append_column(
         "num_completion_tokens", pc.list_value_length(scored["completion_ids"]))
+    versions = scored["policy_versions"].combine_chunks()
+    ends = np.asarray(versions.offsets)[1:]
+    newest = scored["policy_version"].to_numpy().copy()     # of a completion without a token
+    there = np.asarray(versions.value_lengths()) > 0
+    newest[there] = np.asarray(versions.values)[ends[there] - 1]
+    return summary.append_column("newest_policy_version", pa.array(newest, pa.int64()))
+
+
+def size_of(scored: pa.Table) -> dict[str, Metric]:
+    """scored_bytes: what the batch takes of the object store."""
+    return {"scored_bytes": Sum(scored.nbytes)}

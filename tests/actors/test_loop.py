@@ -10,8 +10,7 @@ import pytest
 
 from actors import loop
 from actors.held_out import HeldOut, best_folder
-from actors.loop import Trained, kl_controller, roll_out, told_apart_by, train
-from rlaif.batch import SCORED
+from actors.loop import Trained, kl_controller, train
 from rlaif.config.algorithm import AlgorithmConfig
 from rlaif.config.evaluation import EvaluationConfig, StopConfig
 from rlaif.config.prompts import PromptsConfig
@@ -20,7 +19,6 @@ from rlaif.config.train import RewardConfig, RolloutConfig, TrainConfig
 from rlaif.data.prompts import PromptStream, in_order
 from rlaif.rewards.plan import RewardPlan
 from rlaif.running.report import Report, Stopwatch
-from tests.helpers.batch_examples import table
 from tests.helpers.fake_fleet import FakeJudge, Learners, fake_fleet, judge_part
 
 PLAN = RewardPlan((RewardPartConfig(kind="judge", name="esfp"),), (judge_part("esfp"),))
@@ -79,40 +77,16 @@ def test_every_step_trains_on_its_groups_and_is_told(tmp_path, monkeypatch):
                                                            "max_logprob_gap", "identical_share"}
 
 
-def test_groups_of_equal_rewards_are_replaced_by_new_prompts_until_the_step_is_full(tmp_path):
-    """Only every other group has something to learn from."""
-    fleet = fleet_of(lambda row: float(row["sample"]) * (row["group_id"] % 2))
-    settings = config(tmp_path, AlgorithmConfig(dynamic_sampling="resample", max_resampling=3))
-    stream = PromptStream(ROWS, 0)
-    done, choice = asyncio.run(roll_out(settings, fleet, stream))
-    assert choice.kept == [1, 3, 5, 7] and choice.num_equal == 0
-    assert choice.replaced == [0, 2, 4, 6]
-    assert fleet.rollout.asked == [(4, 2, False), (2, 2, False), (1, 2, False), (1, 2, False)]
-    assert done.num_rounds == 4 and done.summary.num_rows == 16 and stream.cursor == 8
-
-
 def test_after_the_last_round_groups_of_equal_rewards_fill_the_step_and_are_counted(tmp_path, monkeypatch):
     fleet = fleet_of(lambda row: float(row["sample"]) * (row["group_id"] == 1))
     settings = dataclasses.replace(
         config(tmp_path, AlgorithmConfig(dynamic_sampling="resample", max_resampling=1)), steps=1)
     trained(fleet, settings, monkeypatch)
-    assert fleet.learners.trained[0][0] == [0, 1, 2, 3]
+    assert fleet.learners.trained[0][0] == [1, 4, 5, 6], "what the last round drew is taken as it is"
     step = lines(tmp_path, "metrics.jsonl")[0]
     assert (step["num_replaced_groups"], step["num_equal_groups_kept"], step["num_resampling_rounds"]) == (3, 3, 1)
     assert (step["num_rollouts"], step["num_trained"]) == (14, 8)
     assert step["equal_reward_group_share"] == pytest.approx(6 / 7), "of all that was rolled out"
-
-
-def test_without_resampling_every_group_is_kept(tmp_path):
-    fleet = fleet_of(lambda row: 1.0)
-    done, choice = asyncio.run(roll_out(config(tmp_path), fleet, PromptStream(ROWS, 0)))
-    assert choice.kept == [0, 1, 2, 3] and choice.replaced == [] and done.num_rounds == 1
-
-
-def test_parts_that_are_normalised_alone_tell_groups_apart_alone():
-    summary = table(SCORED, {"reward_terms": [("b", 1.0), ("a", 0.5)], "reward": 1.5}, {"reward_terms": [("a", 1.5)]})
-    assert told_apart_by(summary, "together") == [1.5, 0.75]
-    assert told_apart_by(summary, "separate") == [(("a", 0.5), ("b", 1.0)), (("a", 1.5),)]
 
 
 def test_the_kl_coefficient_follows_the_kl_of_the_steps(tmp_path, monkeypatch):
@@ -178,5 +152,5 @@ def test_a_run_ends_early_and_says_why(tmp_path, monkeypatch, stop, rewards, kl,
 def test_what_an_attempt_before_kept_as_best_is_removed(tmp_path):
     settings = config(tmp_path)
     best_folder(settings.output_dir).mkdir()
-    HeldOut(None, in_order(ROWS[:1]), settings, None, None)
+    HeldOut(None, in_order(ROWS[:1]), settings, None, None).begin()
     assert not best_folder(settings.output_dir).exists()

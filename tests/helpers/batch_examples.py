@@ -6,7 +6,7 @@ ROW = {
     "prompt_id": 3, "epoch": 0, "group_id": 7, "prompt": "say so", "prompt_ids": [4, 5], "reference": None,
     "source": "scenes:prompts-train",
     "sample": 0, "completion": "so it is", "completion_ids": [6, 7, 1], "rollout_logprobs": [-0.5, -1.0, -0.25],
-    "finish_reason": "stop", "policy_version": 2,
+    "finish_reason": "stop", "policy_version": 2, "policy_versions": [2, 2, 2],
     "explanations": ["because"], "num_explanation_tokens": 2, "explanation_finish_reasons": ["stop"],
     "slot_probabilities": [0.75, 0.25], "slot_scores": [0.75], "slot_entropy": [0.5625],
     "reward_parts": [("esfp", 0.75)], "reward_terms": [("esfp", 0.75)], "judge_verdicts": [("gold", 1.0)],
@@ -18,6 +18,8 @@ ROW = {
 
 
 def row(schema, **changes):
+    if "policy_versions" in schema.names and "completion_ids" in changes:
+        changes = {"policy_versions": [2] * len(changes["completion_ids"])} | changes
     return {name: ROW[name] for name in schema.names} | changes
 
 

@@ -6,37 +6,47 @@ What is under test is the driver: which call waits for which, what is combined, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from actors.generation import Leaving
 from actors.pool import Pool, look_at
-from rlaif.batch import EXPLAINED, ROLLOUT, SCORED, SUMMARY_COLUMNS, from_rows, with_columns
+from rlaif.batch import EXPLAINED, ROLLOUT, SCORED, from_rows, with_columns
 from rlaif.metrics import Max, Mean, Sum
 from rlaif.pipeline.budgets import Budget
 from rlaif.rewards.plan import JudgePart, RewardPlan
-from rlaif.rewards.scored_batch import combine_scored, parts_table, without_explanations
+from rlaif.rewards.scored_batch import combine_scored, parts_table, size_of, small_columns, without_explanations
 
 Reward = Callable[[dict[str, Any]], float | None]       # of a ROLLOUT row
+Delay = Callable[[str], Awaitable[None]]                # of a stage
+
+
+async def at_once(stage: str) -> None:
+    """The delay of actors that answer at once."""
 
 
 class Verb:
-    """A method as Ray offers it: arguments may be under way, results are."""
+    """A method as Ray offers it: arguments may be under way, results are. delay: awaited before it answers."""
 
-    def __init__(self, function: Callable[..., Any], num_returns: int = 1) -> None:
-        self._function, self._num_returns = function, num_returns
+    def __init__(self, function: Callable[..., Any], num_returns: int = 1,
+                 delay: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._function, self._num_returns, self._delay = function, num_returns, delay
 
     def options(self, num_returns: Any) -> Any:
-        return Stream(self._function) if num_returns == "streaming" else Verb(self._function, num_returns)
+        return Stream(self._function) if num_returns == "streaming" else Verb(self._function, num_returns, self._delay)
 
     def remote(self, *arguments: Any) -> Any:
         async def run() -> Any:
+            if self._delay is not None:
+                await self._delay()
             return self._function(*[await each if isinstance(each, asyncio.Future) else each for each in arguments])
 
         whole = asyncio.ensure_future(run())
+        whole.add_done_callback(look_at)
 
         async def part(number: int) -> Any:
             return (await whole)[number]
@@ -54,7 +64,7 @@ class Stream:
         self._function = function
 
     async def remote(self, *arguments: Any) -> Any:
-        for item in self._function(*arguments):
+        async for item in self._function(*arguments):
             await asyncio.sleep(0)
             ready = asyncio.get_running_loop().create_future()
             ready.set_result(item)
@@ -64,29 +74,40 @@ class Stream:
 class Handle:
     """An actor's handle."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actor: Any, stage: str = "", delay: Delay = at_once) -> None:
+        self._actor, self._stage, self._delay = actor, stage, delay
 
     def __getattr__(self, name: str) -> Verb:
         if name in ("ready", "ping"):
             return Verb(lambda *arguments: None)
-        return Verb(getattr(self._actor, name))
+        return Verb(getattr(self._actor, name), delay=lambda: self._delay(self._stage))
 
 
 class Rollout:
-    """Completions whose tokens are the sample's number, one more of them in each sample; a batch a call is told of."""
+    """Completions whose tokens are the sample's number, one more of them in each sample; a batch a call is told of.
 
-    def __init__(self) -> None:
+    `version` is what a sync brought last; of a completion that one came into, the first half of the tokens is older.
+    """
+
+    def __init__(self, delay: Delay = at_once) -> None:
         self.asked: list[tuple[int, int, bool]] = []       # prompts, completions a prompt, is_greedy
+        self.groups: list[int] = []                         # in the order they were asked for
+        self.version, self._delay = 0, delay
 
-    def generate(self, prompts: pa.Table, group_size: int, seed: int, groups_per_batch: int, is_greedy: bool) -> Any:
+    async def generate(self, prompts: pa.Table, group_size: int, seed: int, groups_per_batch: int, is_greedy: bool,
+                       together: bool) -> Any:
         self.asked.append((prompts.num_rows, group_size, is_greedy))
-        rows = prompts.to_pylist()
+        self.groups += prompts["group_id"].to_pylist()
+        rows, before = prompts.to_pylist(), self.version
         for start in range(0, len(rows), groups_per_batch):
-            yield from_rows([row | {
+            await self._delay("rollout")
+            batch = from_rows([row | {
                 "sample": sample, "completion": f"{row['prompt']} {sample}", "completion_ids": [sample] * (sample + 1),
-                "rollout_logprobs": [-0.5] * (sample + 1), "finish_reason": "stop", "policy_version": 0}
+                "rollout_logprobs": [-0.5] * (sample + 1), "finish_reason": "stop", "policy_version": before,
+                "policy_versions": [before] * (sample // 2 + 1) + [self.version] * (sample - sample // 2)}
                 for row in rows[start : start + groups_per_batch] for sample in range(group_size)], ROLLOUT)
+            yield Leaving(batch["group_id"].unique().to_pylist(), batch.num_rows, batch.nbytes)
+            yield batch
 
 
 class Explainer:
@@ -116,7 +137,7 @@ class FakeJudge:
             "reward_parts": parts, "reward_terms": parts, "reward": [self._reward(row) for row in rows],
             "judge_verdicts": [[("gold", self._gold(row))] if self._gold else [] for row in rows],
             "reward_version": ["abcd"] * len(rows)})
-        return scored, small_columns(scored), {"slot_inputs_cut": Sum(0)}
+        return scored, small_columns(scored), size_of(scored) | {"slot_inputs_cut": Sum(0)}
 
 
 class Functions:
@@ -143,8 +164,10 @@ class Learners:
         self.metrics = {"loss": 0.5, "grad_norm": 1.0, "max_logprob_gap": 0.0} | metrics
         self.trained: list[tuple[list[int], float]] = []        # groups, KL coefficient
         self.saved: list[str] = []
+        self.delay: Delay = at_once
 
     async def update_policy(self, chosen: pa.Table, kl_coefficient: float, scored: list) -> dict:
+        await self.delay("learn")
         self.trained.append((chosen["group_id"].unique().to_pylist(), kl_coefficient))
         return {name: Mean(value, 1) for name, value in self.metrics.items()}
 
@@ -159,26 +182,30 @@ class Learners:
         self.saved.append(folder)
 
 
-def small_columns(scored: pa.Table) -> pa.Table:
-    return scored.select(list(SUMMARY_COLUMNS)).append_column(
-        "num_completion_tokens", pc.list_value_length(scored["completion_ids"]))
-
-
 def fake_fleet(plan: RewardPlan, judges: Mapping[str, FakeJudge], functions: Mapping[str, Reward], *,
-               learners: Learners | None = None, has_explainer: bool = False) -> Any:
-    """As actors.fleet.Fleet, with one rollout actor."""
-    rollout, combining = Rollout(), Functions(plan, functions)
+               learners: Learners | None = None, has_explainer: bool = False, num_rollouts: int = 1,
+               delay: Delay = at_once) -> Any:
+    """As actors.fleet.Fleet. delay: of a stage (rollout, explain, score, learn, sync), awaited before it answers."""
+    rollouts, combining = [Rollout(delay) for _ in range(num_rollouts)], Functions(plan, functions)
+    learners = learners or Learners()
+    learners.delay = delay
 
     async def sync(version: int) -> str:
+        await delay("sync")
+        for rollout in rollouts:
+            rollout.version = version
         return f"{version:016x}"
 
+    def pool(role: str, stage: str, actors: list[Any]) -> Pool:
+        return Pool(role, lambda index: Handle(actors[index], stage, delay), len(actors), Budget(0))
+
     return SimpleNamespace(
-        plan=plan, learners=learners or Learners(), rollout=rollout, combining=combining, sync=sync,
-        explainers=Pool("explainer", lambda index: Handle(Explainer()), int(has_explainer), Budget(0)),
-        judges=[Pool("slot", lambda index, part=part: Handle(judges[part.name]), 1, Budget(0)) for part in plan.judges],
-        functions=Pool("functions", lambda index: Handle(combining), int(not plan.is_plain), Budget(0)),
-        rollouts=Pool("rollout", lambda index: Handle(rollout), 1, Budget(0)),
-        split=lambda prompts: [(Handle(rollout), prompts)])
+        plan=plan, learners=learners, rollout=rollouts[0], combining=combining, sync=sync, figures=dict,
+        learning=contextlib.nullcontext,
+        rollouts=pool("rollout", "rollout", rollouts),
+        explainers=pool("explainer", "explain", [Explainer()] * has_explainer),
+        judges=[pool("slot", "score", [judges[part.name]]) for part in plan.judges],
+        functions=pool("functions", "score", [combining] * (not plan.is_plain)))
 
 
 def judge_part(name: str) -> JudgePart:
