@@ -43,13 +43,10 @@ GPU_KINDS: dict[str, GpuKind] = {kind.name: kind for kind in (
 
 def gpu_kind(text: str) -> GpuKind | None:
     """The kind that a driver's or Ray's name of a GPU means, such as "NVIDIA A100-SXM4-80GB" or "H100"; else None."""
-    squeezed = re.sub("[^A-Z0-9]", "", text.upper())
-    for name in ("B200", "H200", "H100", "L40S", "RTX4090", "A10G", "L4"):
-        if re.search(rf"{name}(?!\d)", squeezed):
-            return GPU_KINDS[name]
-    if "A100" in squeezed:
-        return GPU_KINDS["A100-40G" if "40G" in squeezed else "A100-80G"]
-    return None
+    words = re.findall("[A-Z0-9]+", text.upper().replace("RTX ", "RTX"))
+    if "A100" in words:
+        return GPU_KINDS["A100-40G" if any(word.startswith("40G") for word in words) else "A100-80G"]
+    return next((kind for name, kind in GPU_KINDS.items() if name in words), None)
 
 
 @dataclass(frozen=True)

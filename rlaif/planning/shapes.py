@@ -82,7 +82,7 @@ def shape_of(model: str, kind: str, models: Models, key: str) -> Shape:
     try:
         with torch.device("meta"):
             skeleton = auto.from_config(config, trust_remote_code=False)
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (AssertionError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{key} must have the configuration of a {kind} model, got {model!r}: {reason}") from error
     return _measured(model, skeleton, config.get_text_config())
