@@ -1,43 +1,39 @@
 """The one door to vLLM: an asynchronous engine that generates and takes new weights while it lives.
 
-What is used of vLLM: AsyncLLM, AsyncEngineArgs, SamplingParams, the pause / resume pair, and the weight-transfer API
-on both sides (init, start, update, finish, version; trainer factory, NCCL and IPC senders). Nothing else imports vllm.
+What is used of vLLM: AsyncLLM (add_request, abort, the pause / resume pair), AsyncEngineArgs, SamplingParams, and the
+weight-transfer API on both sides (init, start, update, finish, version; trainer factory, NCCL and IPC senders). Nothing
+else imports vllm.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_safetensors
 from vllm import SamplingParams
-from vllm.distributed.weight_transfer import WeightTransferEngineFactory, WeightTransferTrainerFactory
+from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
     WeightSource,
-    WeightTransferEngine,
-    WeightTransferInitInfo,
     WeightTransferInitRequest,
-    WeightTransferUpdateInfo,
     WeightTransferUpdateRequest,
 )
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
+from actors.engine_worker import WorkerExtension
 from actors.generation import Generation
+from actors.vitals import EngineLost
 from rlaif.config.train import EngineConfig
-from rlaif.modeling.weights import checksum_bytes
-
-BACKEND = "shared_memory"
 
 
 class Engine:
@@ -57,13 +53,17 @@ class Engine:
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(
             model=model, dtype=config.dtype, seed=seed, max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs, tensor_parallel_size=config.tensor_parallel_size,
-            enforce_eager=config.enforce_eager, trust_remote_code=False, load_format="safetensors",
-            logprobs_mode="processed_logprobs", disable_log_stats=True,
+            enforce_eager=config.enforce_eager, enable_sleep_mode=config.sleeps, trust_remote_code=False,
+            load_format="safetensors", logprobs_mode="processed_logprobs", disable_log_stats=True,
             # Not Ray, which vLLM would choose inside a placement group: it would take the other roles' bundles.
             distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else None,
             weight_transfer_config={"backend": backend} if backend else None,
-            worker_extension_cls="actors.engine.RegistersBackend", **device_args))
+            worker_extension_cls=f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}", **device_args))
+        self._is_updating = False       # from the begin of a sync until its end: weights may be of two versions
         self._num_requests = 0
+        self._num_awaited = 0           # requests until the scheduler goes on: see `together`
+        self._num_turns = 0
+        self._turn = asyncio.Lock()
 
     async def open(self, init_info: dict[str, Any]) -> None:
         """Opens the weight-transfer channel as its backend asks; once, before the first sync."""
@@ -72,37 +72,87 @@ class Engine:
     async def generate(self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int | None,
                        with_logprobs: bool, cache_salt: str | None = None) -> Generation:
         """One completion of `prompt_ids`; many calls run at once and are batched by the engine."""
-        self._num_requests += 1
         params = SamplingParams(
             max_tokens=max_tokens, temperature=temperature, seed=seed, detokenize=False,
             logprobs=0 if with_logprobs else None, output_kind=RequestOutputKind.FINAL_ONLY)
-        prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_ids)}
-        if cache_salt is not None:
-            prompt["cache_salt"] = cache_salt
-        outputs = [output async for output in self._llm.generate(prompt, params, str(self._num_requests))]
-        assert len(outputs) == 1 and outputs[0].finished
-        answer = outputs[0].outputs[0]
+        answer = await self._answer(prompt_ids, params, cache_salt)
         ids = list(answer.token_ids)
         logprobs = [entry[token].logprob for token, entry in zip(ids, answer.logprobs or (), strict=with_logprobs)]
-        return Generation(ids, logprobs, answer.finish_reason)
+        spans = tuple((span.version, span.end - span.start) for span in answer.weight_versions or ())
+        return Generation(ids, logprobs, answer.finish_reason, spans)
 
     async def label_logprobs(self, token_ids: Sequence[int], label_ids: Sequence[int]) -> list[float]:
         """Log-probabilities, in nats, of each of `label_ids` as the token after `token_ids`, in one forward pass.
 
         They are of the whole vocabulary's distribution at temperature 1. label_ids: 1 to 128 ids.
         """
-        self._num_requests += 1
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=list(label_ids),
                                 output_kind=RequestOutputKind.FINAL_ONLY)
-        prompt = {"prompt_token_ids": list(token_ids)}
-        outputs = [output async for output in self._llm.generate(prompt, params, str(self._num_requests))]
-        assert len(outputs) == 1 and outputs[0].finished and outputs[0].outputs[0].logprobs is not None
-        entry = outputs[0].outputs[0].logprobs[0]
-        return [entry[label].logprob for label in label_ids]
+        answer = await self._answer(token_ids, params, None)
+        assert answer.logprobs is not None
+        return [answer.logprobs[0][label].logprob for label in label_ids]
+
+    @contextlib.asynccontextmanager
+    async def together(self, num_requests: int) -> AsyncIterator[None]:
+        """The `num_requests` requests made inside enter the scheduler in one piece, in the order they are made, and
+        have the engine for themselves: how they are batched, and with it every digit, depends on them alone.
+
+        Whoever else asks for this waits for his turn. Prompts share what a prefix cache holds inside a turn only.
+        """
+        with _death_told():
+            async with self._turn:
+                self._num_turns += 1
+                await self._llm.get_supported_tasks()   # asked for once, and then without a wait: it keeps the order
+                # One socket takes the pause, the requests and the end of the pause, in this order: no need to wait.
+                pausing = asyncio.ensure_future(self._llm.pause_generation(mode="keep", clear_cache=False))
+                await asyncio.sleep(0)
+                self._num_awaited = num_requests
+                try:
+                    if num_requests == 0:
+                        await self._llm.resume_generation()
+                    yield
+                    assert self._num_awaited == 0, f"{self._num_awaited} of {num_requests} requests were not made"
+                finally:
+                    if self._num_awaited:
+                        self._num_awaited = 0
+                        await self._llm.resume_generation()
+                    await pausing
+
+    async def _answer(self, token_ids: Sequence[int], params: SamplingParams, cache_salt: str | None
+                      ) -> CompletionOutput:
+        self._num_requests += 1
+        # As vLLM's renderer makes it: what comes without a type goes through a thread, in no certain order.
+        prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": list(token_ids)}
+        if self._num_awaited:
+            prompt["cache_salt"] = f"{cache_salt or ''}/{self._num_turns}"
+        elif cache_salt is not None:
+            prompt["cache_salt"] = cache_salt
+        with _death_told():
+            try:
+                collector = await self._llm.add_request(str(self._num_requests), prompt, params)
+            finally:
+                await self._admitted()
+            try:
+                output = await collector.get()
+            except asyncio.CancelledError:
+                await self._llm.abort(collector.request_id, internal=True)
+                raise
+        assert output.finished
+        return output.outputs[0]
+
+    async def _admitted(self) -> None:
+        """One request more is with the scheduler, or was refused."""
+        if self._num_awaited:
+            self._num_awaited -= 1
+            if self._num_awaited == 0:
+                await self._llm.resume_generation()
 
     async def begin_sync(self) -> None:
-        """Holds requests in flight and readies the engine to receive weights."""
+        """Holds requests in flight and readies the engine to receive weights, after an update that failed too."""
+        if self._is_updating:
+            await self._llm.collective_rpc("forget_half_update")
         await self._llm.pause_generation(mode="keep")
+        self._is_updating = True
         await self._llm.start_weight_update()
 
     async def receive(self, update_info: dict[str, Any]) -> None:
@@ -112,20 +162,16 @@ class Engine:
     async def end_sync(self, version: str) -> None:
         """Puts the received weights to use as `version` and lets requests go on."""
         await self._llm.finish_weight_update(weight_version=version)
+        self._is_updating = False
         await self._llm.resume_generation()
 
-    async def install(self, version: str, buckets: Sequence[bytes]) -> None:
-        """Installs safetensors `buckets`; they reach the engine's process through shared memory, one at a time.
+    async def sleep(self) -> None:
+        """Gives the GPU's memory back once no request is in flight: weights go to the host, the KV cache is dropped."""
+        await self._llm.sleep(level=1, mode="wait")
 
-        Every bucket's checksum is computed again where it is loaded.
-        """
-        await self.begin_sync()
-        for bucket in buckets:
-            with tempfile.NamedTemporaryFile(dir=_shared_memory(), suffix=".safetensors") as file:
-                file.write(bucket)
-                file.flush()
-                await self.receive({"path": file.name, "checksum": checksum_bytes(bucket)})
-        await self.end_sync(version)
+    async def wake(self) -> None:
+        """Takes the GPU's memory again; requests and new weights are welcome."""
+        await self._llm.wake_up()
 
     async def version(self) -> str:
         """The version of the last `end_sync`, as the engine's process keeps it."""
@@ -133,87 +179,21 @@ class Engine:
 
     async def installed_digest(self) -> str:
         """One digest of the weights as they lie in the engine; equal engines give equal digests."""
-        digests = await self._llm.compute_weight_checksums()
-        joined = "".join(f"{name}={value};" for part in digests for name, value in sorted(part.items()))
-        return hashlib.sha256(joined.encode()).hexdigest()
+        marks = await self._llm.collective_rpc("weight_marks")
+        joined = "".join(f"{name}={value};" for part in marks for name, value in sorted(part.items()))
+        return hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
 
     def close(self) -> None:
         self._llm.shutdown()
 
 
-def _shared_memory() -> Path:
-    path = Path("/dev/shm")
-    return path if path.is_dir() and os.access(path, os.W_OK) else Path(tempfile.gettempdir())
-
-
-class RegistersBackend:
-    """Named as vLLM's worker extension, so that importing this module in the worker registers the backend below."""
-
-
-@dataclass
-class _NoInitInfo(WeightTransferInitInfo):
-    pass
-
-
-@dataclass
-class _FileUpdate(WeightTransferUpdateInfo):
-    path: str
-    checksum: str
-
-
-class SharedMemoryTransfer(WeightTransferEngine[_NoInitInfo, _FileUpdate]):
-    """Runs inside vLLM's worker: loads safetensors buckets from a path, on a CPU or a GPU.
-
-    vLLM's layerwise reload undoes and redoes what a device does to weights after loading (prepacking on a CPU).
-    """
-
-    init_info_cls = _NoInitInfo
-    update_info_cls = _FileUpdate
-
-    def init_transfer_engine(self, init_info: _NoInitInfo) -> None:
-        pass
-
-    def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model)
-
-    def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
-        if self.device.type == "cpu":
-            self._repack_kept_weights()
-
-    def _repack_kept_weights(self) -> None:
-        # A CPU layer that keeps its plain weight beside the packed one (the embedding that a tied output layer
-        # multiplies by) is packed from a temporary tensor during the reload: pack it again from the weight it kept.
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-        for layer in self.model.modules():
-            if hasattr(layer, "cpu_linear") and layer.weight.numel():
-                dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class synchronizes an accelerator, which a CPU lacks; load_weights here is synchronous.
-        self.receive_weights(self.parse_update_info(update_info))
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-
-    def receive_weights(self, update_info: _FileUpdate) -> None:
-        data = Path(update_info.path).read_bytes()
-        found = checksum_bytes(data)
-        if found != update_info.checksum:
-            raise ValueError(f"weight bucket must have checksum {update_info.checksum}, got {found}")
-        tensors = load_safetensors(data)
-        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in tensors.items())
-
-    def shutdown(self) -> None:
-        pass
-
-
-if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryTransfer)
+@contextlib.contextmanager
+def _death_told() -> Iterator[None]:
+    """Whoever asks knows no vLLM: the death of its engine process is told as EngineLost."""
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineLost("vLLM's engine process is dead") from error
 
 
 class _Source(WeightSource):
@@ -230,17 +210,19 @@ class _Source(WeightSource):
         return self._whole()
 
 
-def open_sender(backend: str, *, rank: int, address: tuple[str, int], num_workers: int, client: Any,
+def open_sender(backend: str, *, rank: int, address: tuple[str, int], num_workers: int, client: Any, bucket_bytes: int,
                 shapes: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
-                whole: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> Callable[[], None]:
-    """On every learner rank: what sends its weights straight to the engines' GPUs when called.
+                whole: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> Any:
+    """On every learner rank: what sends its weights straight to the engines' GPUs (`send_weights`, `shutdown`).
 
     backend: "nccl" (address is where rank 0 and the `num_workers` engine workers meet) or "ipc" (learner and engine
     share the GPU). client: has the four calls of vLLM's VLLMWeightSyncClient. shapes, whole: names, dtypes and whole
     shapes, and an iterator over the whole tensors in the same order; iterating is a collective under ZeRO-3.
+    bucket_bytes: what is gathered and sent at a time, in two buffers (nccl) or one (ipc).
     """
+    packing = {"packed": True, "packed_buffer_size_bytes": bucket_bytes}
     if backend == "nccl":
-        info = NCCLTrainerInitInfo(*address, 1 + num_workers, rank=rank)
+        info = NCCLTrainerInitInfo(*address, 1 + num_workers, rank=rank, **packing)
     else:
-        info = IPCTrainerInitInfo(rank=rank)
-    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=_Source(shapes, whole)).send_weights
+        info = IPCTrainerInitInfo(rank=rank, **packing)
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=_Source(shapes, whole))

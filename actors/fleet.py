@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,13 +14,14 @@ from actors.gang import Gang
 from actors.judges import start_judge
 from actors.learner import LearnerSpec
 from actors.placement import Placement
-from actors.pool import Pool, look_at
+from actors.pool import Pool
 from actors.restarts import Lost, lost, told
 from actors.reward_functions import RewardFunctionActor
 from actors.rollout import RolloutActor
+from actors.sending import DIRECT, Outcome, WeightsMovedOn
+from actors.weight_sync import WeightSync
 from rlaif.config.train import TrainConfig
 from rlaif.learning.objectives import PolicyOptions
-from rlaif.modeling.weights import version_label
 from rlaif.pipeline.board import Board
 from rlaif.pipeline.budgets import Budget
 from rlaif.planning.roles import judge_role, roles
@@ -39,16 +39,6 @@ def learner_spec(config: TrainConfig, plan: RewardPlan) -> LearnerSpec:
         objective=PolicyOptions(algorithm, config.rollout.temperature, config.rollout.max_tokens, plan.weights))
 
 
-@dataclass
-class _Published:
-    """The weights of now. digest: of them as they lie in an engine, told by the first that has them."""
-
-    version: int
-    expected: str                                           # what an engine is to call them
-    install: Callable[[Any], Awaitable[tuple[str, str]]]    # brings them to an actor; gives what it then holds
-    digest: str | None = None
-
-
 class Fleet:
     """Handles of all actors of a run. What it is made of was found by rlaif.running.preflight.
 
@@ -63,24 +53,39 @@ class Fleet:
         timeout_s = config.placement.ready_timeout_s
         self._placement = Placement(role, config.placement.strategy, timeout_s)
         # The learners are asked first: they take longest to be ready.
-        self.learners = Gang(learner_spec(config, checked.plan), self._placement, role["learner"].num_actors)
+        self.learners = Gang(learner_spec(config, checked.plan), self._placement, role["learner"].num_actors,
+                             config.faults, board=self.board, say=say)
         self.rollouts = self._pool("rollout", RolloutActor, (
             config.policy.model, config.rollout, config.sync, role["rollout"].num_gpus, config.seed), self._catch_up)
         self.explainers = self._pool("explainer", ExplainerActor, (
             checked.explainer, role["explainer"].num_gpus if "explainer" in role else 0.0, config.seed))
         self.judges = [self._judges(part) for part in checked.plan.judges]
         self.functions = self._pool("functions", RewardFunctionActor, (checked.plan, config.evaluation.gold, timeout_s))
-        self._published: _Published | None = None
-        self._installing = [asyncio.Lock() for _ in self.rollouts.actors]
+        self.weights = self._weight_sync()
+        self._version: int | None = None        # of the last sync
+        self._sending = asyncio.Lock()          # one stream at a time
+
+    def _weight_sync(self) -> WeightSync:
+        learner = self.config.learner
+        return WeightSync(self.learners, self.config.sync, self.config.rollout.engine,
+                          timeout_s=self.config.faults.hang_s,
+                          is_partial=learner.lora.rank is not None or bool(learner.frozen))
 
     @property
     def pools(self) -> list[Pool]:
         """Everybody whose actors are stateless, but for the weights of the rollout engines."""
         return [self.rollouts, self.explainers, *self.judges, self.functions]
 
+    @property
+    def handles(self) -> dict[str, Any]:
+        """Every actor by its name."""
+        return {name: actor for pool in self.pools for name, actor in pool.handles.items()} | self.learners.handles
+
     def figures(self) -> dict[str, float]:
         """What the pools count, over the run."""
-        return {name: value for pool in self.pools for name, value in pool.figures().items()}
+        rebuilt = self.learners.num_rebuilt
+        return {name: value for pool in self.pools for name, value in pool.figures().items()} | (
+            {"restarts_learner": rebuilt} if rebuilt else {})
 
     def _pool(self, role: str, kind: Any, arguments: tuple[Any, ...],
               catch_up: Callable[[int], Awaitable[None]] | None = None) -> Pool:
@@ -120,14 +125,23 @@ class Fleet:
             names = [name for pool in self.pools for name in pool.starting] + ["learner"] * (joined in late)
             raise TimeoutError(f"actors must be ready within placement.ready_timeout_s = {timeout_s:g}, still waiting "
                                f"for {', '.join(sorted(names))}; see Ray's log files")
-        if self.config.sync.backend != "shared_memory":
-            await asyncio.wait_for(self._open_channel(), timeout_s)
+        await asyncio.wait_for(self.weights.open(self.rollouts.actors), timeout_s)
         return joined.result()
 
     async def _join(self) -> str:
         if self.config.rollout.engine.sleeps:       # an engine measures at its start what is free beside it
             await self.rollouts.ready()
         return await self.learners.join()
+
+    async def rebuild_learners(self) -> None:
+        """After LearnersLost: other learners, which hold nothing of what was trained. Load a checkpoint, then `sync`:
+        until then no engine is READY. Raises BudgetSpent after faults.max_learner_restarts of them."""
+        async with self._sending:
+            self._version = None
+            self.rollouts.rewind()
+            await self.learners.rebuild()
+            self.weights = self._weight_sync()
+            await self.weights.open(self.rollouts.actors)
 
     @contextlib.asynccontextmanager
     async def learning(self) -> AsyncIterator[None]:
@@ -152,65 +166,50 @@ class Fleet:
                     raise answer
                 self.rollouts.lose(index, actors[index], told(answer))
 
-    async def _open_channel(self) -> None:
-        actors = self.rollouts.actors
-        num_workers = len(actors) * self.config.rollout.engine.tensor_parallel_size
-        await self.learners.open_channel(self.config.sync.backend, actors, num_workers)
-
     async def sync(self, version: int) -> str:
-        """Brings the learners' weights to every rollout engine as `version`; returns the digest of what they hold.
+        """Brings the learners' weights to every rollout engine as `version`; returns the checksum of what they hold.
 
-        An engine that is lost or late gets them later, and no prompts until then: see `_bring`. Raises RuntimeError if
-        an engine reports another version or other weights than the rest.
+        An engine that is lost or late gets them later, and no prompts until then. One that refuses them gets them once
+        more, and is then restarted.
         """
-        if self.config.sync.backend == "shared_memory":
-            manifest, buckets = await self.learners.publish(self.config.sync.bucket_mb << 20)
-            self._published = _Published(version, version_label(version, manifest.checksum), lambda actor: _await(
-                actor.install.remote(version, manifest, *buckets)))
-        else:
-            await self.learners.send(version)
-            self._published = _Published(version, version_label(version, "direct"), lambda actor: _await(
-                actor.holds.remote()))
-        return await self._bring_all(self._published)
-
-    async def _bring_all(self, published: _Published) -> str:
-        actors = self.rollouts.actors
-        bringing = {self._bring(index): index for index, health in enumerate(self.rollouts.health) if health.is_alive}
-        bringing = {asyncio.ensure_future(work): index for work, index in bringing.items()}
-        late = set(bringing)
-        if bringing:
-            done, late = await asyncio.wait(bringing, timeout=self.config.faults.hang_s)
-            for task in done:
-                task.result()
-        for task in late:
-            index = bringing[task]
-            task.add_done_callback(look_at)
-            await self.rollouts.late(index, actors[index], f"nothing after {self.config.faults.hang_s:g} s")
+        async with self._sending:
+            self._version, actors = version, self.rollouts.actors
+            there = [index for index, health in enumerate(self.rollouts.health) if health.is_alive]
+            sent = await self.weights.send(version, [actors[index] for index in there])
+            missed = [index for index, outcome in zip(there, sent.outcomes, strict=True) if outcome.held is None]
+            for index, outcome in zip(there, sent.outcomes, strict=True):
+                await self._note(index, actors[index], outcome)
+        await asyncio.gather(*(self._catch_up(index) for index in missed if self.rollouts.health[index].is_alive))
         await self.rollouts.any_ready()
-        assert published.digest is not None, "an engine that is ready has told its digest"
-        return published.digest
-
-    async def _bring(self, index: int) -> None:
-        """Brings the weights of now to rollout actor `index`, and to whoever takes its place; then it is READY."""
-        async with self._installing[index]:
-            while self._published is not None and self.rollouts.health[index].version != self._published.version:
-                published, actor = self._published, self.rollouts.actors[index]
-                try:
-                    held = await published.install(actor)
-                except Exception as error:
-                    if lost(error) is not Lost.ACTOR:
-                        raise
-                    self.rollouts.lose(index, actor, told(error))
-                    return      # another one catches up
-                published.digest = published.digest or held[1]
-                if held != (published.expected, published.digest):
-                    raise RuntimeError(f"rollout-{index} must hold weights {published.expected} with digest "
-                                       f"{published.digest} like the others, got {held}")
-                if actor is self.rollouts.actors[index]:
-                    self.rollouts.current(index, published.version)
+        return sent.checksum
 
     async def _catch_up(self, index: int) -> None:
-        await self._bring(index)
+        """Brings the weights of now to rollout actor `index`, which has missed them. Where the learners have trained on
+        since, the next sync brings it along."""
+        async with self._sending:
+            if self._version is None or self.rollouts.health[index].version == self._version:
+                return
+            actor = self.rollouts.actors[index]
+            if self.config.sync.backend != "shared_memory":
+                await self.weights.open(self.rollouts.actors if self.config.sync.backend in DIRECT else [actor])
+            try:
+                sent = await self.weights.send(self._version, [actor], is_again=True)
+            except WeightsMovedOn:
+                return
+            outcome = sent.outcomes[0]
+            await self._note(index, actor, outcome)
+            if outcome.held is None and not outcome.is_lost:
+                self.rollouts.lose(index, actor, outcome.error)
+
+    async def _note(self, index: int, actor: Any, outcome: Outcome) -> None:
+        """What the pool is to know of an engine that was sent the weights of now."""
+        if outcome.held is None:
+            if outcome.is_lost:
+                await self.rollouts.late(index, actor, outcome.error)
+            else:
+                self.rollouts.missed(index, actor, outcome.error)
+        elif actor is self.rollouts.actors[index]:
+            self.rollouts.current(index, self._version)
 
     def split(self, prompts: pa.Table) -> list[tuple[Any, pa.Table]]:
         """`prompts` shared out evenly over the rollout actors, in order."""

@@ -16,7 +16,8 @@ import ray
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from actors.sync_client import SyncClient
+from actors.receiving import Channel
+from actors.sending import Order, Published, Sender, WeightsMovedOn
 from actors.vitals import HEALTH, Vitals, vitals
 from rlaif.config.checks import UserError
 from rlaif.config.learner import LearnerConfig
@@ -43,9 +44,9 @@ from rlaif.modeling.models import (
     without_dropout,
 )
 from rlaif.modeling.products import use_fast_products
-from rlaif.modeling.weights import Manifest, pack
 from rlaif.policy.controllers import MovingBaseline
 from rlaif.policy.preference_loss import PreferenceOptions
+from rlaif.running.manifest import Entry
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,9 @@ class LearnerActor:
         self._learner = Learner(spec.learner, objective, module, self._engine, seed=spec.seed,
                                 total_steps=spec.total_steps, rank=self._rank, world_size=self._world_size,
                                 reference=reference)
+        self._weights = Sender(self._rank, self._engine.shapes(), self._engine.changing(),
+                               self._engine.each_whole_weight)
+        self._published: tuple[int, int] | None = None      # version and optimizer steps of the last `publish`
         return why
 
     def _build(self) -> Any:
@@ -188,13 +192,23 @@ class LearnerActor:
         """Logprob gap to the engine and KL to the reference on `scored` rows, nothing trained; alike on all ranks."""
         return self._learner.drift(scored)
 
-    def publish(self, bucket_bytes: int) -> tuple[Manifest, list[ray.ObjectRef]] | None:
-        """The weights as safetensors buckets in the object store, with their manifest; None on other ranks than 0."""
-        weights = self._whole_on_cpu()
-        if self._rank != 0:
-            return None
-        manifest, packed = pack(weights, bucket_bytes)
-        return manifest, [ray.put(bucket) for bucket in packed]
+    def open_channel(self, channel: Channel, address: tuple[str, int],
+                     rollouts: Sequence[ray.actor.ActorHandle]) -> None:
+        """Opens the channel to the engines, where the backend has one; every rank must call."""
+        self._weights.open(channel, address, rollouts)
+
+    def publish(self, order: Order, rollouts: Sequence[ray.actor.ActorHandle]) -> Published | None:
+        """Sends the weights of now to the engines and tells what became of each; None on other ranks than 0. Every rank
+        must call.
+
+        Raises WeightsMovedOn where a version is asked for again that has been trained on since.
+        """
+        now = order.version, self._learner.num_steps
+        if order.is_again and now != self._published:
+            raise WeightsMovedOn(f"version {order.version} must be the learners' to be sent again, got one of "
+                                 f"{self._learner.num_steps} optimizer steps; the next sync brings it")
+        self._published = now
+        return self._weights.publish(order, rollouts)
 
     def _whole_on_cpu(self) -> Iterator[tuple[str, torch.Tensor]]:
         """CPU copies of the whole weights, one after the other, on rank 0; the other ranks have taken part on return.
@@ -207,28 +221,19 @@ class LearnerActor:
             pass
         return iter(())
 
-    def open_channel(self, backend: str, address: tuple[str, int], rollouts: Sequence[ray.actor.ActorHandle],
-                     num_workers: int) -> None:
-        """Opens the direct channel (nccl, ipc) to the engines' `num_workers` GPUs; every rank must call."""
-        from actors.engine import open_sender
+    def save_state(self, folder: str) -> dict[str, Entry]:
+        """Writes weights, critic, optimizer and what else a step depends on into `folder`; every rank must call.
 
-        self._client = SyncClient(rollouts, num_workers // len(rollouts))
-        self._send = open_sender(backend, rank=self._rank, address=address, num_workers=num_workers,
-                                 client=self._client, shapes=self._engine.shapes(),
-                                 whole=self._engine.each_whole_weight)
-
-    def send(self, version: int) -> None:
-        """Sends the weights over the direct channel; every rank must call."""
-        self._client.version = version
-        self._send()
-
-    def save_state(self, folder: str) -> None:
-        """Writes weights, critic, optimizer and what else a step depends on into `folder`; every rank must call."""
-        self._engine.save_state(folder, {"num_steps": self._learner.num_steps,
-                                         "baseline": dataclasses.asdict(self._learner.baseline)})
+        Returns the files of this rank, which are on the disk then, by their path in `folder`.
+        """
+        return self._engine.save_state(folder, {"num_steps": self._learner.num_steps,
+                                                "baseline": dataclasses.asdict(self._learner.baseline)})
 
     def load_state(self, folder: str) -> None:
-        """Goes on from what `save_state` of a gang of the same size wrote; every rank must call."""
+        """Goes on from what `save_state` of a gang wrote, of whatever size; every rank must call, before any step.
+
+        DeepSpeed keeps its states as pickles: only a folder of this run, verified, may be taken up.
+        """
         state = self._engine.load_state(folder)
         self._learner.num_steps = state["num_steps"]
         self._learner.baseline = MovingBaseline(**state["baseline"])

@@ -1,7 +1,7 @@
 """The one door to DeepSpeed: a ZeRO engine that accumulates, steps, and gives its weights whole.
 
 What is used of DeepSpeed: init_distributed, initialize, the engine's call / backward / accumulation boundary / step /
-was_step_applied / zero_grad, save_checkpoint and load_checkpoint, GatheredParameters. Nothing else in the project
+was_step_applied / zero_grad, GatheredParameters; and in actors.zero_state its checkpoints. Nothing else in the project
 imports deepspeed.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from actors import zero_state
 from rlaif.config.learner import LearnerConfig
 from rlaif.learning.lora import whole_weights
+from rlaif.running.manifest import Entry
 
 # Its shared-memory all-reduce is compiled on first use (40 s and more); gloo does without it.
 if "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-
-_TAG = "state"
 
 
 def init_distributed(backend: str) -> None:
@@ -103,27 +103,38 @@ class ZeroEngine:
             for hook in hooks:
                 hook.remove()
 
-    def save_state(self, folder: str, state: dict[str, Any]) -> None:
-        """Writes this rank's part of weights and optimizer, and `state`, into `folder`; every rank must call."""
-        self._engine.save_checkpoint(folder, tag=_TAG, client_state={"learner": state}, save_latest=False)
+    def save_state(self, folder: str, state: dict[str, Any]) -> dict[str, Entry]:
+        """Writes this rank's part of weights and optimizer, and `state`, into `folder`; every rank must call.
+
+        Returns the files that are this rank's, on the disk, by their path in `folder`.
+        """
+        return zero_state.save(self._engine, folder, state, self._config)
 
     def load_state(self, folder: str) -> dict[str, Any]:
-        """Takes up what `save_state` of as many ranks wrote; returns its `state`. Every rank must call.
+        """Takes up what `save_state` wrote, of as many ranks or of others; returns its `state`. Every rank must call.
 
         DeepSpeed keeps its states as pickles: only a folder that nobody else can write to may be taken up.
         """
-        path, state = self._engine.load_checkpoint(folder, tag=_TAG, load_lr_scheduler_states=False)
-        assert path is not None, f"no state in {folder}"
-        return state["learner"]
+        return zero_state.load(self._engine, folder, self._config)
 
     def shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, whole shape) of every weight, in the order of `each_whole_weight`; gathers nothing."""
         return [(weight.name, weight.parts[0].dtype, tuple(getattr(weight.parts[0], "ds_shape", weight.parts[0].shape)))
                 for weight in whole_weights(self._model)]
 
-    def each_whole_weight(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor, adapters merged) one after the other, never all at once; every rank must iterate."""
+    def changing(self) -> list[str]:
+        """The names of the weights that are trained, themselves or by an adapter."""
+        return [weight.name for weight in whole_weights(self._model)
+                if any(part.requires_grad for part in weight.parts)]
+
+    def each_whole_weight(self, names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole tensor, adapters merged) one after the other, never all at once; every rank must iterate.
+
+        names: those that are wanted; None gives all.
+        """
         for weight in whole_weights(self._model):
+            if names is not None and weight.name not in names:
+                continue
             with deepspeed.zero.GatheredParameters(weight.parts, enabled=self._config.zero_stage == 3):
                 yield weight.name, weight.merge(*weight.parts)
 

@@ -148,7 +148,7 @@ def test_the_configuration_that_the_other_tests_spoil_is_right(command, launcher
         ("sft", "placement.num_actors=0", "placement.num_actors must be > 0, got 0"),
         ("train", "algorithm.advantage=grpoo", "algorithm.advantage must be one of grpo, dr_grpo, rloo, reinforce_"),
         ("train", "algorithm.kl_estimator=k4", "algorithm.kl_estimator must be one of k1, k2, k3, got 'k4'"),
-        ("train", "sync.backend=nccl", "sync.backend must be shared_memory where rollouts or learners have no GPU"),
+        ("train", "sync.backend=nccl", "sync.backend must be shared_memory or gloo where rollouts or learners have"),
         ("train", "policy.model=null", "policy.model must be a Hugging Face name or folder, got null"),
         ("train", "rollout.engine.max_model_len=300", "rollout.engine.max_model_len must be at most the 256 tokens "),
         ("sft", "max_tokens=300", "max_tokens must be at most policy.scratch.max_positions 256, got 300"),

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from omegaconf import MISSING
 
 from rlaif.config.algorithm import AlgorithmConfig
+from rlaif.config.checkpoint import CheckpointConfig
 from rlaif.config.checks import UserError, not_negative, one_of, positive, require, rows_or_null
 from rlaif.config.evaluation import EvaluationConfig
 from rlaif.config.faults import FaultsConfig
@@ -281,6 +282,7 @@ class TrainConfig:
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     faults: FaultsConfig = field(default_factory=FaultsConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ def test_direct_senders_take_what_we_give_them() -> None:
 
     from actors import engine
 
-    assert isinstance(SyncClient([], 1), VLLMWeightSyncClient)
+    assert isinstance(SyncClient([], 1, 60.0), VLLMWeightSyncClient)
     nccl = engine.NCCLTrainerInitInfo("10.0.0.1", 29500, 3, rank=0)
     assert (nccl.master_address, nccl.master_port, nccl.world_size, nccl.is_sender) == ("10.0.0.1", 29500, 3, True)
     assert not engine.IPCTrainerInitInfo(rank=1).is_sender
@@ -39,8 +39,8 @@ def test_every_engine_gets_its_own_ranks_in_the_group(monkeypatch) -> None:
     class Actor:
         open_channel = Verb()
 
-    monkeypatch.setattr("actors.sync_client.ray.get", lambda references: references)
-    SyncClient([Actor(), Actor(), Actor()], workers_per_engine=2).init_weight_transfer_engine(
+    monkeypatch.setattr("actors.sync_client.ray.get", lambda references, timeout: references)
+    SyncClient([Actor(), Actor(), Actor()], workers_per_engine=2, timeout_s=60.0).init_weight_transfer_engine(
         {"rank_offset": 1, "world_size": 7})
     assert [info["rank_offset"] for info in given] == [1, 3, 5]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -12,13 +13,13 @@ import torch
 
 from actors.placement import Placement
 from actors.rollout import RolloutActor
+from actors.sending import Order, Published, Sender
 from rlaif.batch import ROLLOUT, check
 from rlaif.config.prompts import PromptsConfig
 from rlaif.config.train import EngineConfig, RolloutConfig, WeightSyncConfig
 from rlaif.data.prompts import in_order, read_prompts
 from rlaif.learning.objectives import PolicyObjective, PolicyOptions
 from rlaif.modeling.models import load_causal_lm, load_tokenizer
-from rlaif.modeling.weights import pack
 from tests.real.conftest import START, Run, role
 
 POLICY = str(START / "policy")
@@ -47,9 +48,21 @@ def prompts() -> pa.Table:
     return in_order(read_prompts(config, "test", load_tokenizer(POLICY), 40).rows)
 
 
+def sender(weights: Mapping[str, torch.Tensor], changing: Sequence[str] = ()) -> Sender:
+    """The learner's side of a sync, for weights that are here."""
+    shapes = [(name, weight.dtype, tuple(weight.shape)) for name, weight in weights.items()]
+    return Sender(0, shapes, list(changing or weights), lambda names: (
+        (name, weight) for name, weight in weights.items() if name in names))
+
+
+def send(model: torch.nn.Module, version: int, actors: Sequence[Any], bucket_bytes: int = 300_000) -> Published:
+    """All weights of `model`, to `actors`."""
+    return sender(dict(model.named_parameters())).publish(Order(version, bucket_bytes, "float32", 60.0), actors)
+
+
 def roll_out(actor, prompts: pa.Table, seed: int = 7) -> pa.Table:
     stream = actor.generate.options(num_returns="streaming").remote(prompts, 4, seed, 6)
-    batches = [ray.get(reference) for reference in stream]
+    batches = [answer for reference in stream if isinstance(answer := ray.get(reference), pa.Table)]
     assert len(batches) == 4, "24 groups must leave in 4 batches of 6"
     return check(pa.concat_tables(batches), ROLLOUT).sort_by([("group_id", "ascending"), ("sample", "ascending")])
 
@@ -76,19 +89,18 @@ def test_logprobs_are_those_of_transformers_before_and_after_a_sync(actor, promp
     assert gap(before, start) <= 1e-4
     assert gap(before, moved) > 1e-2, "the other weights must be told apart"
 
-    manifest, buckets = pack(moved.named_parameters(), 1 << 20)
-    assert len(buckets) > 1, "more than one bucket must be tried"
-    version, digest = ray.get(actor.install.remote(1, manifest, *buckets))
+    first = send(moved, 1, [actor], bucket_bytes=1 << 20)
+    held, = (outcome.held for outcome in first.outcomes)
+    assert first.num_buckets > 1, "more than one bucket must be tried"
     after = roll_out(actor, prompts)
-    assert version == f"1:{manifest.checksum}"
+    assert held.label == f"1:{first.checksum}"
     assert gap(after, moved) <= 1e-4
     assert set(after["policy_version"].to_pylist()) == {1}
     assert after["completion"].to_pylist() != before["completion"].to_pylist()
 
-    manifest, buckets = pack(start.named_parameters(), 1 << 30)
-    _, restored = ray.get(actor.install.remote(2, manifest, *buckets))
+    restored, = (outcome.held for outcome in send(start, 2, [actor], bucket_bytes=1 << 30).outcomes)
     again = roll_out(actor, prompts)
-    assert restored != digest
+    assert restored.installed != held.installed
     assert again["completion"].to_pylist() == before["completion"].to_pylist(), "the start weights write as before"
 
 
@@ -99,14 +111,13 @@ def test_equal_seeds_write_equal_completions_and_other_seeds_do_not(actor, promp
 
 
 def test_weights_that_do_not_fit_are_refused_and_the_engine_lives_on(actor, prompts) -> None:
-    manifest, buckets = pack(load_causal_lm(POLICY, "float32").named_parameters(), 1 << 30)
-    name, (dtype, shape) = next(iter(manifest.tensors.items()))
-    wrong = dataclasses.replace(manifest, tensors=manifest.tensors | {name: (dtype, (shape[0] + 1, *shape[1:]))})
-    with pytest.raises(ValueError, match="must have shape"):
-        ray.get(actor.install.remote(9, wrong, *buckets))
-    short = dataclasses.replace(manifest, tensors={k: v for k, v in manifest.tensors.items() if k != name})
-    with pytest.raises(ValueError, match=f"{name} only in the engine's model"):
-        ray.get(actor.install.remote(9, short, *buckets))
+    weights = dict(load_causal_lm(POLICY, "float32").named_parameters())
+    name = next(iter(weights))
+    longer = torch.cat([weights[name], weights[name][:1]])
+    for wrong, why in ((weights | {name: longer}, "must have shape"),
+                       ({k: v for k, v in weights.items() if k != name}, f"{name} only in the engine's model")):
+        outcome, = sender(wrong).publish(Order(9, 1 << 20, "float32", 60.0), [actor]).outcomes
+        assert outcome.held is None and not outcome.is_lost and why in outcome.error
     assert roll_out(actor, prompts).num_rows == 96
 
 

@@ -11,13 +11,15 @@ import torch
 from actors.gang import Gang
 from actors.learner import LearnerSpec
 from actors.placement import Placement
+from actors.sending import Order
 from rlaif.config.learner import LearnerConfig
 from rlaif.config.train import ModelConfig, RoleConfig
 from rlaif.data.supervision import supervised_rows
 from rlaif.learning.completion_model import CompletionModel
 from rlaif.learning.objectives import SupervisedObjective
 from rlaif.metrics import values
-from rlaif.modeling.models import load_causal_lm, load_tokenizer, published_shapes
+from rlaif.modeling.models import load_causal_lm, load_tokenizer
+from rlaif.modeling.weights import digest, manifest_of, mark
 from rlaif.scenes import rows
 from tests.real.conftest import GPUS, START
 
@@ -57,22 +59,24 @@ def test_zero_gives_the_losses_norms_and_weights_of_plain_torch(
     ranks = RoleConfig(num_actors=num_ranks, num_cpus=0.5, num_gpus=float(bool(GPUS)))
     placement = Placement({"learner": ranks}, "PACK", 60)
 
-    async def train() -> tuple[list[float], list[float]]:
+    async def train() -> tuple[list[float], list[float], str]:
         gang = Gang(spec, placement, num_ranks)
         await asyncio.wait_for(gang.join(), 200)
         found = [values(await gang.update(ray.put(data().slice(step * BATCH, BATCH)))) for step in range(STEPS)]
-        manifest, _ = await gang.publish(1 << 20)
-        assert {name: shape for name, (_, shape) in manifest.tensors.items()} == published_shapes(POLICY)
+        published = await gang.publish(Order(STEPS, 1 << 20, "float32", 60.0), [])
         await gang.save(str(tmp_path / "model"))
-        return [step["loss"] for step in found], [step["grad_norm"] for step in found]
+        return [step["loss"] for step in found], [step["grad_norm"] for step in found], published.checksum
 
     try:
-        losses, norms = asyncio.run(train())
+        losses, norms, checksum = asyncio.run(train())
     finally:
         placement.remove()
     assert losses == pytest.approx(plain[0], abs=1e-5)
     assert norms == pytest.approx(plain[1], rel=1e-4)
     saved = dict(load_causal_lm(str(tmp_path / "model"), "float32").named_parameters())
+    assert checksum == digest(
+        manifest_of([(name, weight.dtype, tuple(weight.shape)) for name, weight in saved.items()]),
+        {name: mark(weight) for name, weight in saved.items()}), "what is sent is what is saved"
     assert saved.keys() == plain[2].keys()
     for name, tensor in plain[2].items():
         torch.testing.assert_close(saved[name], tensor.detach(), atol=2e-4, rtol=0, msg=name)
