@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from actors.awaiting import awaited, first_of, interrupted_by, look_at
 from actors.restarts import ActorLost, InputsLost, Lost, answered, end, lost, made, told
 from actors.vitals import Vitals
 from rlaif.config.faults import FaultsConfig
@@ -113,7 +114,7 @@ class Pool:
             try:
                 with self._serving(place, num_rows) as gone:
                     *tables, metrics = call(place.actor)
-                    return Answer(tables, await _first(metrics, gone))
+                    return Answer(tables, await first_of(metrics, gone))
             except ActorLost:
                 self._counts["calls_again"] += 1
 
@@ -123,7 +124,7 @@ class Pool:
         for what it did not get."""
         place = await self._chosen(index)
         try:
-            with self._serving(place, num_rows):
+            with self._serving(place, num_rows) as gone, interrupted_by(gone):
                 yield place.actor
         except ActorLost:
             self._counts["calls_again"] += 1
@@ -210,7 +211,7 @@ class Pool:
         """Returns once the actor answers; then it is READY, unless it needs weights first."""
         actor = place.actor
         place.gone = asyncio.get_running_loop().create_future()
-        await asyncio.wait_for(_await(actor.ready.remote()), self._ready_timeout_s)
+        await asyncio.wait_for(awaited(actor.ready.remote()), self._ready_timeout_s)
         place.known = await answered(actor, self._faults.ping_s)
         place.health = after(place.health, Event.STARTED)
         if self._catch_up is None:
@@ -300,27 +301,3 @@ class Pool:
 
     def _name(self, place: _Place) -> str:
         return f"{self.role}-{place.index}"
-
-
-async def _first(answer: Awaitable[Any], gone: asyncio.Future[str]) -> Any:
-    """The answer, or ActorLost where the actor is gone before it."""
-    task = asyncio.ensure_future(_await(answer))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ActorLost(gone.result())
-    finally:
-        task.cancel()
-        task.add_done_callback(look_at)
-
-
-async def _await(reference: Awaitable[Any]) -> Any:
-    return await reference
-
-
-def look_at(answer: asyncio.Future) -> None:
-    """An error is told by whoever waits for the answer. Where nobody does, after another error, it is not told at all.
-    """
-    if not answer.cancelled():
-        answer.exception()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from actors.restarts import answered
+from rlaif.config.checks import UserError
 from rlaif.config.faults import FaultsConfig
 from rlaif.pipeline.board import Board
 
@@ -21,7 +22,7 @@ Result = TypeVar("Result")
 LOOK_S = 5.0        # seconds between looks at the board, at most
 
 
-class Stuck(RuntimeError):
+class Stuck(UserError):
     """The run makes no progress any more; the stacks of its processes are in output_dir."""
 
 
