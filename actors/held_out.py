@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -29,7 +34,24 @@ class HeldOut:
         self.known = Evaluated()
         self.step = -1                              # of the last evaluation
         self.figures: dict[str, float] = {}         # likewise
-        shutil.rmtree(best_folder(config.output_dir), ignore_errors=True)       # of an attempt that was killed
+        self.stop: str | None = None                # why the run should end, as the last evaluation says
+
+    def begin(self) -> None:
+        """Removes what an attempt that was killed kept as the best."""
+        shutil.rmtree(best_folder(self._config.output_dir), ignore_errors=True)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes beside the weights of `best_folder`, as JSON can write it without loss."""
+        return {"known": dataclasses.asdict(self.known), "step": self.step, "figures": self.figures,
+                "stop": self.stop}
+
+    def restore(self, state: Mapping[str, Any], best: Path) -> None:
+        """Goes to where `state` was taken; `best`: the best weights of then, if there were any."""
+        self.known, self.step = Evaluated(**state["known"]), state["step"]
+        self.figures, self.stop = dict(state["figures"]), state["stop"]
+        self.begin()
+        if self.known.best_step is not None:
+            link_all(best, best_folder(self._config.output_dir))
 
     def is_due(self, step: int) -> bool:
         """Whether the policy is to be measured after `step`."""
@@ -53,7 +75,8 @@ class HeldOut:
         when = "before" if step == 0 else f"at step {step}"
         self._report.say(f"test {when}: {self._prompts.num_rows} prompts  {shown}  {seconds:.2f} s"
                          f"{'  best' if verdict.is_best else ''}")
-        return verdict.stop
+        self.stop = verdict.stop
+        return self.stop
 
     async def _measure(self, mode: str) -> dict[str, float]:
         """The figures of one mode, the same seeds every time. How far the policy is from its start is told by what it
@@ -83,3 +106,17 @@ class HeldOut:
 def best_folder(output_dir: str) -> Path:
     """Where the weights of the best evaluation are while the run goes on, as a Hugging Face folder."""
     return Path(output_dir) / BEST
+
+
+def link_all(source: Path, target: Path) -> None:
+    """The files of `source` in `target` too: the same files where the disk can, else copies."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            there = target / path.relative_to(source)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, there)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    raise
+                shutil.copyfile(path, there)

@@ -15,16 +15,22 @@ import ray
 
 from actors.cluster import connect
 from actors.dashboard import Dashboard
+from actors.ending import Ended, Ending
 from actors.fleet import Fleet, roles
 from actors.function_parts import check_functions
 from actors.held_out import HeldOut, best_folder
 from actors.loop import Trained, train
 from actors.planning import refuse_what_cannot_fit
+from actors.saving import Saver, checkpoints_of, find
+from actors.surviving import surviving
+from actors.watchdog import Watchdog
 from rlaif.config.train import TrainConfig
 from rlaif.data.prompts import PromptStream, in_order
-from rlaif.modeling.models import absolute
+from rlaif.modeling.models import absolute, load_tokenizer
 from rlaif.rewards.plan import RewardPlan
 from rlaif.running.cli import working
+from rlaif.running.identity import identity
+from rlaif.running.lock import held
 from rlaif.running.memory import PeakMemory
 from rlaif.running.preflight import Checked, check_train
 from rlaif.running.report import Report, Stopwatch, before_after_table, write_json
@@ -33,33 +39,67 @@ from rlaif.running.versions import versions
 
 
 def run_training(config: TrainConfig) -> None:
-    """launch/train.py: trains, evaluates, exports; everything lands in config.output_dir."""
-    if refuse_other_run(config.output_dir, config):
-        print(f"{config.output_dir} is complete; nothing to do", flush=True)
+    """launch/train.py: trains, evaluates, exports; everything lands in config.output_dir.
+
+    Goes on where a run with the same configuration stopped. Asked to end by SIGTERM or a node's preemption, it writes a
+    checkpoint and says how to go on.
+    """
+    if _is_complete(config):
         return
     watch = Stopwatch()
     checked = check_train(config)
     check_functions(checked.plan.functions, config.placement.ready_timeout_s)
-    asked, config = config, with_absolute_paths(config)     # actors may run in another folder
+    with held(config.output_dir, _say):
+        if not _is_complete(config):        # as another process may have made it meanwhile
+            _run(config, checked, watch)
+
+
+def _is_complete(config: TrainConfig) -> bool:
+    is_complete = refuse_other_run(config.output_dir, config)
+    if is_complete:
+        _say(f"{config.output_dir} is complete; nothing to do")
+    return is_complete
+
+
+def _run(asked: TrainConfig, checked: Checked, watch: Stopwatch) -> None:
+    """The run itself, in a folder that no other process writes into."""
+    config = with_absolute_paths(asked)     # actors may run in another folder
     checked = dataclasses.replace(checked, plan=with_absolute_files(checked.plan))
+    step, ending = find(config, _say), Ending()
     where = connect()
     try:
-        doubts = refuse_what_cannot_fit(config)
-        claim(config.output_dir, asked)
-        with contextlib.closing(Report(config.output_dir)) as report:
-            report.say(f"{where}; results go to {config.output_dir}")
-            for line in doubts:
-                report.say(f"warning: {line}")
-            with working(), PeakMemory() as memory:
-                trained = asyncio.run(_train(
-                    config, checked, report, watch, lambda: time.process_time() - memory.cpu_s))
-            summary = _summary(config, trained, len(checked.test_rows), watch, memory.peak_gb)
-            write_json(Path(config.output_dir) / "summary.json", summary)
-            report.say(f"policy: {export_folder(config.output_dir)}   summary: {config.output_dir}/summary.json   "
-                       f"{watch.total:.0f} s in all, {memory.peak_gb:.1f} GB at the peak")
-        finish(config.output_dir)
+        with ending.watching():
+            doubts = refuse_what_cannot_fit(config)
+            claim(config.output_dir, asked, anew=step is None)
+            with contextlib.closing(Report(config.output_dir)) as report:
+                report.say(f"{where}; results go to {config.output_dir}")
+                for line in doubts:
+                    report.say(f"warning: {line}")
+                with working(), PeakMemory() as memory:
+                    trained = asyncio.run(_train(
+                        config, checked, report, watch, lambda: time.process_time() - memory.cpu_s, ending,
+                        identity(asked, load_tokenizer(config.policy.model))))
+                summary = _summary(config, trained, len(checked.test_rows), watch, memory.peak_gb)
+                write_json(Path(config.output_dir) / "summary.json", summary)
+                report.say(f"policy: {export_folder(config.output_dir)}   summary: {config.output_dir}/summary.json   "
+                           f"{watch.total:.0f} s in all, {memory.peak_gb:.1f} GB at the peak")
+            finish(config.output_dir)
+            checkpoints_of(config).clear()
+    except Ended as ended:
+        _say(ended_line(ended, step))
     finally:
         ray.shutdown()
+
+
+def ended_line(ended: Ended, begun_at: int | None) -> str:
+    """What is said of a run that ended as it was asked to; begun_at: the step that it had gone on from."""
+    step = begun_at if ended.step is None else ended.step
+    how = "the same command begins it" if step is None else f"after step {step}; the same command goes on from there"
+    return f"ended by {ended.why} {'before its first step; ' if step is None else ''}{how}"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -81,11 +121,11 @@ def with_absolute_files(plan: RewardPlan) -> RewardPlan:
 
 
 async def _train(config: TrainConfig, checked: Checked, report: Report, watch: Stopwatch,
-                 driver_clock: Callable[[], float]) -> Trained:
+                 driver_clock: Callable[[], float], ending: Ending, made_of: dict[str, Any]) -> Trained:
     started = time.perf_counter()
-    fleet = Fleet(config, checked)
+    fleet = Fleet(config, checked, report.say)
     try:
-        remark = await fleet.ready()
+        remark = await ending.unless(fleet.ready())
         watch.add("start", time.perf_counter() - started)
         counts = ", ".join(f"{role.num_actors} {name}"
                            for name, role in roles(config, checked.explainer, checked.plan).items())
@@ -93,13 +133,21 @@ async def _train(config: TrainConfig, checked: Checked, report: Report, watch: S
         for line in filter(None, [remark, *checked.remarks]):
             report.say(line)
         prompts = checked.train
-        stream = PromptStream(prompts.rows, config.seed, sizes=prompts.sizes, weights=prompts.weights,
-                              curriculum=config.prompts.curriculum)
-        held_out = HeldOut(fleet, in_order(checked.test_rows), config, report, watch)
+        saver = Saver(config, fleet, report, watch, made_of, ending)
         dashboard = Dashboard(config.output_dir)
+
+        async def attempt() -> Trained:     # from the last checkpoint on
+            stream = PromptStream(prompts.rows, config.seed, sizes=prompts.sizes, weights=prompts.weights,
+                                  curriculum=config.prompts.curriculum)
+            held_out = HeldOut(fleet, in_order(checked.test_rows), config, report, watch)
+            return await train(config, fleet, stream, held_out, checked.class_names, report, watch, driver_clock,
+                               saver, dashboard)
+
+        watchdog = Watchdog(fleet.board, config.faults, config.output_dir, report.say, lambda: fleet.handles)
         async with dashboard.watching(fleet, report.say, config.report.state_every_s):
-            trained = await train(config, fleet, stream, held_out, checked.class_names, report, watch, driver_clock,
-                                  dashboard=dashboard)
+            trained = await watchdog.over(surviving(fleet.rebuild_learners, attempt))
+        if saver.ends is not None and trained.stopped == saver.ends:
+            raise Ended(saver.ends, trained.steps or None)
         await _export(config, fleet, trained, report)
         for line in before_after_table(trained.before, trained.after):
             report.say(line)

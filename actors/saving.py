@@ -1,0 +1,170 @@
+"""Writes a run down, and takes it up where it was: see rlaif.running.checkpoints for what keeps it whole.
+
+    step-000000120/
+        run.json                step, prompt stream, ledger, controller, held-out figures, tally, configuration
+        learner/                weights and optimizer of every rank, as DeepSpeed writes them
+        portion-0000/           a scored portion that no step has taken yet: its tables and its small columns
+        best/                   the weights of the best evaluation so far
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from actors.ending import Ending
+from actors.held_out import best_folder, link_all
+from actors.progress import Progress
+from actors.stored_portions import read_portion, write_portion
+from rlaif.config.checks import UserError
+from rlaif.config.train import TrainConfig
+from rlaif.pipeline.ledger import restored
+from rlaif.running.checkpoints import Checkpoints, not_taken
+from rlaif.running.identity import refuse_other
+from rlaif.running.manifest import Entry
+from rlaif.running.report import Report, Stopwatch
+
+CHECKPOINTS, RUN_FILE, LEARNER, BEST, PORTION = "checkpoints", "run.json", "learner", "best", "portion-"
+T = TypeVar("T")
+
+
+def checkpoints_of(config: TrainConfig) -> Checkpoints:
+    """The folder of a run's checkpoints."""
+    return Checkpoints(Path(config.output_dir) / CHECKPOINTS, config.checkpoint.keep)
+
+
+def find(config: TrainConfig, say: Callable[[str], None]) -> int | None:
+    """The step that the run will go on from, its checkpoint verified; None where it begins. Removes what killed
+    attempts left, and with checkpoint.resume = never all that there is.
+
+    Raises UserError where there are checkpoints and none of them is whole.
+    """
+    checkpoints = checkpoints_of(config)
+    if config.checkpoint.resume == "never":
+        num_cleared = checkpoints.clear()
+        if num_cleared:
+            say(f"checkpoint.resume is never: {num_cleared} checkpoints in {checkpoints.folder} are removed")
+        return None
+    checkpoints.tidy()
+    found = checkpoints.newest(say)
+    return None if found is None else found[0]
+
+
+class Saver:
+    """Checkpoints of one run. `identity`: of rlaif.running.identity. `ending`: who may ask the run to end."""
+
+    def __init__(self, config: TrainConfig, fleet: Any, report: Report, watch: Stopwatch, identity: Mapping[str, Any],
+                 ending: Ending) -> None:
+        self._config, self._fleet, self._report, self._watch = config, fleet, report, watch
+        self._identity, self._ending = dict(identity), ending
+        self._checkpoints = checkpoints_of(config)
+        self._steps_saved: set[int] = set()
+        self._after_step: tuple[int, dict[str, Any]] | None = None      # what run.json would hold, nothing under way
+        self.ends: str | None = None        # why the run ends now, once it is written down
+
+    async def unless_ended(self, work: Awaitable[T]) -> T:
+        """What `work` gives; raises Ended, and drops it, where the run is asked to end meanwhile."""
+        return await self._ending.unless(work)
+
+    async def save(self, progress: Progress) -> None:
+        """After every step, and once more where one was given up. Writes it down where that is due: every so many
+        steps, and when the run is asked to end; then `ends` says so.
+
+        Raises UserError, one line, where the disk does not take it; older checkpoints are whole then.
+        """
+        step, every, why = progress.step, self._config.checkpoint.every, self._ending.why
+        content = self._content(progress)
+        if not progress.buffered and not progress.ledger.num_waiting:
+            self._after_step = step, content
+        is_due = every > 0 and step % every == 0 and step < self._config.steps
+        if (is_due or why is not None) and step > 0 and step not in self._steps_saved:
+            started = time.perf_counter()
+            buffered = progress.buffered
+            if self._after_step is not None and self._after_step[0] == step:
+                # What a step that was given up has drawn since is drawn again, as if it had not been.
+                content, buffered = self._after_step[1], []
+            await self._write(step, content, buffered)
+            self._watch.add("checkpoint", time.perf_counter() - started)
+        self.ends = why
+
+    def _content(self, progress: Progress) -> dict[str, Any]:
+        return {"step": progress.step, "stream": progress.stream.state(), "ledger": progress.ledger.state(),
+                "controller": dataclasses.asdict(progress.controller), "held_out": progress.held_out.state(),
+                "tally": dataclasses.asdict(progress.tally), "before": progress.before, "run": self._identity}
+
+    async def _write(self, step: int, content: dict[str, Any], buffered: list[Any]) -> None:
+        beside = self._checkpoints.begin(step)
+        try:
+            with _told(self._checkpoints.folder):
+                known = await self._fleet.learners.save_state(str((beside / LEARNER).resolve()))
+                known = {f"{LEARNER}/{name}": entry for name, entry in known.items()}
+                content = content | {"num_portions": len(buffered), "sizes": self._report.sizes()}
+                for number, portion in enumerate(buffered):
+                    await write_portion(beside / f"{PORTION}{number:04d}", portion)
+                await asyncio.to_thread(self._finish, beside, content, known)
+        except BaseException:
+            self._checkpoints.abandon(beside)
+            raise
+        self._steps_saved.add(step)
+
+    def _finish(self, beside: Path, content: dict[str, Any], known: dict[str, Entry]) -> None:
+        """The part that is files alone."""
+        best = best_folder(self._config.output_dir)
+        best_step = content["held_out"]["known"]["best_step"]
+        if best_step is not None:
+            link_all(best, beside / BEST)
+        (beside / RUN_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        self._checkpoints.commit(beside, known=known, also=[] if best_step is None else [best_step])
+
+    async def restore(self, fresh: Progress) -> Progress | None:
+        """Where the newest whole checkpoint left the run, its learners brought there; None where there is none: then
+        the run begins, as `fresh` says.
+
+        Raises UserError where it is of another configuration, other prompts, another tokenizer or other start weights.
+        """
+        found = await asyncio.to_thread(self._checkpoints.newest, self._report.say)
+        if found is None:
+            fresh.held_out.begin()
+            self._report.rewind(-1)
+            return None
+        step, folder = found
+        content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        for line in refuse_other(content["run"], self._identity, str(folder)):
+            self._report.say(line)
+        fresh.stream.restore(content["stream"])
+        await self._fleet.learners.load_state(str((folder / LEARNER).resolve()))
+        buffered = [read_portion(folder / f"{PORTION}{number:04d}") for number in range(content["num_portions"])]
+        scored = set(content["ledger"]["scored"])
+        ledger = restored(content["ledger"], [group for portion in buffered for group in portion.group_ids
+                                              if group in scored])
+        fresh.held_out.restore(content["held_out"], folder / BEST)
+        self._rewind(step, content["sizes"])
+        self._steps_saved = {step}
+        self._after_step = None
+        self._report.say(f"goes on after step {step}")
+        return dataclasses.replace(
+            fresh, step=step, ledger=ledger, before=content["before"], buffered=buffered,
+            controller=dataclasses.replace(fresh.controller, **content["controller"]),
+            tally=dataclasses.replace(fresh.tally, **content["tally"]))
+
+    def _rewind(self, step: int, sizes: Mapping[str, int]) -> None:
+        self._report.rewind(step)
+        for name, size in self._report.sizes().items():
+            if size != sizes.get(name, size):
+                self._report.say(f"{name} has {size} bytes of {sizes[name]} up to step {step}: it was changed since")
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What the disk refuses, here or where a learner writes, as one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        cause = getattr(error, "cause", None)       # of an actor's error, which Ray wraps
+        raise UserError(not_taken(folder, cause if isinstance(cause, OSError) else error)) from error
