@@ -45,8 +45,10 @@ def _our_lap(own: Path, settings: Settings, num_before: int, num_counted: int) -
     peak = run_measured(
         [sys.executable, "launch/train.py", CONFIG, f"output_dir={own / 'run'}", f"steps={num_before + num_counted}",
          *overrides], own / "log", environment_of())
-    lines = (own / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = [json.loads(line) for line in lines][num_before:]
+    numbers, timings = (
+        [json.loads(line) for line in (own / "run" / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("metrics.jsonl", "timings.jsonl"))
+    steps = [one | other for one, other in zip(numbers, timings, strict=True)][num_before:]
     tokens = sum(step["num_completion_tokens"] for step in steps) / sum(step["num_rollouts"] for step in steps)
     return Lap(_median(steps, "step_s"), peak, tokens, {name: _median(steps, name) for name in _OUR_PARTS})
 
