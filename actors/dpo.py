@@ -40,7 +40,7 @@ def run_dpo(config: DpoConfig) -> None:
                            total_steps=config.steps, seed=config.seed,
                            objective=PreferenceOptions(config.beta, config.label_smoothing))
         options = FitOptions(config.output_dir, config.seed, config.steps, config.log_every, config.checkpoint_every,
-                             config.dev_every, config.select_by)
+                             config.dev_every, config.select_by, config.ready_timeout_s)
 
         def batches_after(step: int) -> Iterator[pa.Table]:
             order = batches(train.num_rows, config.batch_size, config.steps, config.seed)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from actors.explaining import COUNTS, explain_splits
-from actors.fitting import READY_TIMEOUT_S, run_folder
+from actors.fitting import run_folder
 from actors.judges import all_ready, start_judges
 from actors.placement import Placement
 from rlaif.batch import check
@@ -70,7 +70,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
         stages.append({"explainer": config.placement.explainer})
     with run_folder(config, stages) as report:
         explained = asyncio.run(explain_splits(explainer, config.placement.explainer, splits, config.output_dir,
-                                               config.seed, report))
+                                               config.seed, report, config.ready_timeout_s))
         scored, version = asyncio.run(_score_splits(config, judge, explained, report))
         facts = _facts(config, judge, explainer, sets, version)
         counted = _counts(explainer, explained, scored)
@@ -93,12 +93,12 @@ async def _score_splits(config: EvaluateConfig, judge: Judge, splits: dict[str, 
     Takes up the parts that an earlier attempt wrote into output_dir.
     """
     role, settings = config.placement.judge, config.judge
-    placement = Placement({"judge": role}, "PACK", READY_TIMEOUT_S)
+    placement = Placement({"judge": role}, "PACK", config.ready_timeout_s)
     try:
         started = time.perf_counter()
         actors = start_judges(judge, settings.reward, settings.reward.engine, placement, "judge", role,
                               seed=config.seed)
-        version = await all_ready(actors, READY_TIMEOUT_S)
+        version = await all_ready(actors, config.ready_timeout_s)
         report.say(f"judge {settings.reward.model} ready in {time.perf_counter() - started:.1f} s, version {version}")
         found = {split: await _score(actors, judge, rows, split, version, config, report)
                  for split, rows in splits.items()}

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from actors.explainer import Explained, ExplainerActor
-from actors.fitting import READY_TIMEOUT_S
 from actors.placement import Placement, within
 from rlaif.batch import JUDGED, check
 from rlaif.config.checks import UserError
@@ -27,7 +26,7 @@ ROWS_PER_PART = 1024    # rows whose explanations are kept in one file: what a r
 
 
 async def explain_splits(config: ExplainerConfig, role: RoleConfig, rows: dict[str, pa.Table], output_dir: str,
-                         seed: int, report: Report) -> dict[str, pa.Table]:
+                         seed: int, report: Report, ready_timeout_s: float) -> dict[str, pa.Table]:
     """JUDGED `rows` of every split with their usable explanations, both sides of a pair each by itself, and COUNTS in
     the schema's metadata: what was counted on the way, as JSON.
 
@@ -42,11 +41,11 @@ async def explain_splits(config: ExplainerConfig, role: RoleConfig, rows: dict[s
         found = {split: check(pa.parquet.read_table(path), JUDGED) for split, path in whole.items()}
         refuse_other_rows(rows, found)
         return found
-    placement = Placement({"explainer": role}, "PACK", READY_TIMEOUT_S)
+    placement = Placement({"explainer": role}, "PACK", ready_timeout_s)
     try:
         actors = [ExplainerActor.options(**placement.options("explainer", index)).remote(config, role.num_gpus, seed)
                   for index in range(role.num_actors)]
-        await within(asyncio.gather(*(_ready(actor) for actor in actors)), READY_TIMEOUT_S, "explainers")
+        await within(asyncio.gather(*(_ready(actor) for actor in actors)), ready_timeout_s, "explainers")
         found = {}
         for split, table in rows.items():
             found[split] = await _explain(actors, table, split, config.on_unusable, Path(output_dir), report)

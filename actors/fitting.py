@@ -18,6 +18,7 @@ from actors.cluster import connect
 from actors.gang import Gang
 from actors.learner import LearnerSpec
 from actors.placement import Placement, Roles, refuse_too_large, within
+from actors.surviving import surviving
 from rlaif.config.dpo import DpoConfig
 from rlaif.config.reward import EvaluateConfig, RewardTrainConfig
 from rlaif.config.train import RoleConfig, SftConfig
@@ -27,7 +28,6 @@ from rlaif.running.report import Report, write_json
 from rlaif.running.run_folder import claim, finish
 from rlaif.running.versions import versions
 
-READY_TIMEOUT_S = 300.0
 CHECKPOINTS, BEST, TOKENIZER = "checkpoints", "best", "start_tokenizer"
 _HIGHER_IS_BETTER = {"loss": False, "slot_accuracy": True, "pair_accuracy": True, "preference_accuracy": True}
 _SHOWN = ("loss", "nll", "slot_accuracy", "slot_nll", "pair_accuracy", "pair_nll", "rating_error", "masked_lm_nll",
@@ -69,6 +69,7 @@ class FitOptions:
     checkpoint_every: int
     dev_every: int
     select_by: str      # figure on dev that chooses the best weights, one of _HIGHER_IS_BETTER
+    ready_timeout_s: float
 
 
 async def fit(options: FitOptions, spec: LearnerSpec, role: RoleConfig,
@@ -81,41 +82,51 @@ async def fit(options: FitOptions, spec: LearnerSpec, role: RoleConfig,
     what `examine` found out about them.
     """
     folder = Path(options.output_dir)
-    placement = Placement({"learner": role}, "PACK", READY_TIMEOUT_S)
+    placement = Placement({"learner": role}, "PACK", options.ready_timeout_s)
     try:
         started = time.perf_counter()
-        gang = Gang(spec, placement, role.num_actors)
-        remark = await within(gang.join(), READY_TIMEOUT_S, "learners")
+        gang = Gang(spec, placement, role.num_actors, say=report.say)
+        remark = await within(gang.join(), options.ready_timeout_s, "learners")
         report.say(f"learners ready in {time.perf_counter() - started:.1f} s; {num_train} rows, {options.steps} steps")
         if remark:
             report.say(remark)
-        progress = await _resume(gang, folder, report)
-        dev_rows = ray.put(dev)
-        parts, began = [], time.perf_counter()
-        for step, batch in enumerate(batches_after(progress["step"]), start=progress["step"] + 1):
-            parts.append(await gang.update(ray.put(batch)))
-            if step % options.log_every == 0 or step == options.steps:
-                shown = values(merge(parts))
-                report.step(step, shown)
-                seconds = (time.perf_counter() - began) / (step - progress["first"] + 1)
-                report.say(f"step {step}/{options.steps}  {_shown(shown)}  {seconds:.3f} s a step")
-                parts = []
-            if step == options.steps or (options.dev_every and step % options.dev_every == 0):
-                await _measure(gang, dev_rows, dev.num_rows, step, progress, options, report, examine)
-            if options.checkpoint_every and step % options.checkpoint_every == 0 and step < options.steps:
-                progress |= {"step": step, "seconds": progress["seconds"] + time.perf_counter() - began}
-                began = time.perf_counter()
-                progress["first"] = step + 1
-                await _checkpoint(gang, folder, progress)
+        progress = await surviving(gang.rebuild, lambda: _steps(
+            gang, folder, options, batches_after, dev, report, examine))
         best = progress["best"]
         _publish(folder, best["step"])
         write_json(folder / "summary.json", {
             "steps": options.steps, "seed": options.seed, "best_step": best["step"], "dev": best["figures"],
             "num_train": num_train, "num_dev": dev.num_rows, "versions": versions(),
-            "train_s": progress["seconds"] + time.perf_counter() - began})
+            "train_s": progress["seconds"]})
         return best
     finally:
         placement.remove()
+
+
+async def _steps(gang: Gang, folder: Path, options: FitOptions, batches_after: Callable[[int], Iterator[pa.Table]],
+                 dev: pa.Table, report: Report, examine: Callable[[Gang], Awaitable[dict[str, Any]]] | None
+                 ) -> dict[str, Any]:
+    """What was achieved by the steps from the newest checkpoint to the last one."""
+    progress = await _resume(gang, folder, report)
+    dev_rows = ray.put(dev)
+    parts, began = [], time.perf_counter()
+    for step, batch in enumerate(batches_after(progress["step"]), start=progress["step"] + 1):
+        parts.append(await gang.update(ray.put(batch)))
+        if step % options.log_every == 0 or step == options.steps:
+            shown = values(merge(parts))
+            report.step(step, shown)
+            seconds = (time.perf_counter() - began) / (step - progress["first"] + 1)
+            report.say(f"step {step}/{options.steps}  {_shown(shown)}  {seconds:.3f} s a step")
+            parts = []
+        if step == options.steps or (options.dev_every and step % options.dev_every == 0):
+            await _measure(gang, dev_rows, dev.num_rows, step, progress, options, report, examine)
+        if options.checkpoint_every and step % options.checkpoint_every == 0 and step < options.steps:
+            progress |= {"step": step, "seconds": progress["seconds"] + time.perf_counter() - began}
+            began = time.perf_counter()
+            progress["first"] = step + 1
+            await _checkpoint(gang, folder, progress)
+    progress["seconds"] += time.perf_counter() - began
+    return progress
 
 
 async def _resume(gang: Gang, folder: Path, report: Report) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def run_reward_training(config: RewardTrainConfig) -> None:
         stages.append({"explainer": config.placement.explainer})
     with run_folder(config, stages) as report:
         judged = asyncio.run(explain_splits(explainer, config.placement.explainer, rows, config.output_dir, config.seed,
-                                            report))
+                                            report, config.ready_timeout_s))
         _train(config, template, explainer, judged, [table.num_rows for table in sets["train"]], report)
 
 
@@ -148,7 +148,7 @@ def _train(config: RewardTrainConfig, template: SlotTemplate, explainer: Explain
     spec = LearnerSpec(model=model, tokenizer=tokenizer_folder, learner=config.learner, total_steps=config.steps,
                        seed=config.seed, objective=JudgingOptions(template, config.loss))
     options = FitOptions(config.output_dir, config.seed, config.steps, config.log_every, config.checkpoint_every,
-                         config.dev_every, config.select_by)
+                         config.dev_every, config.select_by, config.ready_timeout_s)
     weights = [source.weight for source in config.data.train]
 
     def batches_after(step: int) -> Iterator[pa.Table]:

@@ -41,7 +41,7 @@ def run_sft(config: SftConfig) -> None:
         spec = LearnerSpec(model=model, tokenizer=str(Path(folder).resolve()), learner=config.learner,
                            total_steps=config.steps, seed=config.seed)
         options = FitOptions(config.output_dir, config.seed, config.steps, config.log_every, config.checkpoint_every,
-                             dev_every=0, select_by="loss")
+                             dev_every=0, select_by="loss", ready_timeout_s=config.ready_timeout_s)
 
         def batches_after(step: int):
             order = batches(train.num_rows, config.batch_size, config.steps, config.seed)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from actors.ranks import LearnersLost
 
 Result = TypeVar("Result")
 
 
-class _Fleet(Protocol):
-    async def rebuild_learners(self) -> None: ...
-
-
-async def surviving(fleet: _Fleet, attempt: Callable[[], Awaitable[Result]]) -> Result:
-    """What `attempt` gives, which goes on from the last checkpoint; made again whenever the learners are lost in it.
+async def surviving(rebuild: Callable[[], Awaitable[None]], attempt: Callable[[], Awaitable[Result]]) -> Result:
+    """What `attempt` gives, which goes on from the last checkpoint; made again, after `rebuild`, whenever the learners
+    are lost in it.
 
     Raises BudgetSpent after faults.max_learner_restarts losses.
     """
@@ -23,7 +20,7 @@ async def surviving(fleet: _Fleet, attempt: Callable[[], Awaitable[Result]]) -> 
     while True:
         try:
             if are_lost:
-                await fleet.rebuild_learners()
+                await rebuild()
             return await attempt()
         except LearnersLost:
             are_lost = True

@@ -129,7 +129,7 @@ def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
     connect()
     try:
         found = asyncio.run(explain_splits(config, RoleConfig(num_actors=2), {"rows": judged}, str(place), SEED,
-                                           _Console()))
+                                           _Console(), ready_timeout_s=300.0))
     finally:
         ray.shutdown()
     texts = [row[0] if row else None for row in found["rows"]["explanations"].to_pylist()]

@@ -37,11 +37,12 @@ class DpoConfig:
     select_by: str = "loss"             # figure on dev that is best: loss | preference_accuracy
     checkpoint_every: int = 200         # optimizer steps between checkpoints to resume from, >= 0; 0 makes none
     placement: RoleConfig = field(default_factory=RoleConfig)
+    ready_timeout_s: float = 300.0      # seconds until every actor must answer, > 0
     log_every: int = 10                 # optimizer steps between progress lines, >= 1
 
     def __post_init__(self) -> None:
         not_negative(self, "seed", "dev_every", "checkpoint_every")
-        positive(self, "steps", "batch_size", "log_every", "max_tokens", "beta")
+        positive(self, "steps", "batch_size", "log_every", "max_tokens", "beta", "ready_timeout_s")
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", "in [0, 0.5)", self.label_smoothing)
         one_of(self, "select_by", SELECT_BY)
         require(self.chosen_column != self.rejected_column, "rejected_column", "another one than chosen_column",

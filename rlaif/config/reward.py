@@ -137,11 +137,12 @@ class RewardTrainConfig:
     select_by: str = "loss"             # loss | slot_accuracy | pair_accuracy: whose best checkpoint on dev is kept
     checkpoint_every: int = 200         # optimizer steps between checkpoints to resume from, >= 0; 0 makes none
     placement: RewardPlacementConfig = field(default_factory=RewardPlacementConfig)
+    ready_timeout_s: float = 300.0      # seconds until every actor must answer, > 0
     log_every: int = 50                 # optimizer steps between progress lines, >= 1
 
     def __post_init__(self) -> None:
         not_negative(self, "seed", "dev_every", "checkpoint_every")
-        positive(self, "steps", "batch_size", "log_every")
+        positive(self, "steps", "batch_size", "log_every", "ready_timeout_s")
         one_of(self, "prior", PRIORS)
         one_of(self, "select_by", SELECTIONS)
         fits_scratch(self.slot_model, "slot_model", self.template.max_tokens, "template.max_tokens")
@@ -206,8 +207,9 @@ class EvaluateConfig:
     with_edits: bool = False            # also score shifts under harmless edits, see rlaif.reward_evaluation.edits
     num_edited_rows: int = 100          # rows drawn for that, each edited in every way, > 0
     placement: EvaluatePlacementConfig = field(default_factory=EvaluatePlacementConfig)
+    ready_timeout_s: float = 300.0      # seconds until every actor must answer, > 0
 
     def __post_init__(self) -> None:
         not_negative(self, "seed")
-        positive(self, "num_bootstraps", "num_edited_rows", "batch_size", "pair_temperature")
+        positive(self, "num_bootstraps", "num_edited_rows", "batch_size", "pair_temperature", "ready_timeout_s")
         require(len(self.data) > 0, "data", "a list of data sets, one at least", self.data)

@@ -333,11 +333,12 @@ class SftConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     checkpoint_every: int = 200         # optimizer steps between checkpoints to resume from, >= 0; 0 makes none
     placement: RoleConfig = field(default_factory=RoleConfig)
+    ready_timeout_s: float = 300.0      # seconds until every actor must answer, > 0
     log_every: int = 50                 # optimizer steps between progress lines, >= 1
 
     def __post_init__(self) -> None:
         not_negative(self, "seed", "checkpoint_every")
-        positive(self, "steps", "batch_size", "log_every", "max_tokens")
+        positive(self, "steps", "batch_size", "log_every", "max_tokens", "ready_timeout_s")
         fits_scratch(self.policy, "policy", self.max_tokens, "max_tokens")
         require(self.messages_column is None or self.input_template == "{prompt}", "input_template",
                 "left at {prompt} with messages_column", self.input_template)

@@ -27,7 +27,7 @@ def attempts(fleet, num_losses):
             raise LearnersLost("learner-1 died")
         return "trained"
 
-    return asyncio.run(surviving(fleet, attempt)), made
+    return asyncio.run(surviving(fleet.rebuild_learners, attempt)), made
 
 
 def test_each_loss_is_followed_by_new_learners_and_another_attempt():
