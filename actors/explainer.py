@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,14 +43,17 @@ class Writer(Protocol):
 
 
 class EngineWriter:
-    """Writes in a vLLM engine of its own. A question that is too long loses its head."""
+    """Writes in a vLLM engine of its own. A question that is too long loses its head.
 
-    def __init__(self, config: ExplainerConfig, num_gpus: float, seed: int) -> None:
+    reproducible: what is written follows from the questions of a call alone, not from calls beside it.
+    """
+
+    def __init__(self, config: ExplainerConfig, num_gpus: float, seed: int, reproducible: bool = False) -> None:
         from actors.engine import Engine  # in the actor: the driver needs no vLLM
 
         assert config.model is not None
         self._tokenizer = load_tokenizer(config.model)
-        self._room = config.engine.max_model_len - config.max_tokens
+        self._room, self._reproducible = config.engine.max_model_len - config.max_tokens, reproducible
         self._engine = Engine(config.model, config.engine, seed=seed, num_gpus=num_gpus)
 
     async def check(self) -> None:
@@ -57,9 +61,11 @@ class EngineWriter:
 
     async def write(self, questions: Sequence[str], num_samples: int, max_tokens: int, temperature: float, seed: int
                     ) -> list[list[Written]]:
-        flat = await asyncio.gather(*(
-            self._ask(question, max_tokens, temperature, content_seed(seed, question, sample))
-            for question in questions for sample in range(num_samples)))
+        num_requests = len(questions) * num_samples
+        async with self._engine.together(num_requests) if self._reproducible else contextlib.nullcontext():
+            flat = await asyncio.gather(*(
+                self._ask(question, max_tokens, temperature, content_seed(seed, question, sample))
+                for question in questions for sample in range(num_samples)))
         return [flat[start : start + num_samples] for start in range(0, len(flat), num_samples)]
 
     def take_metrics(self) -> dict[str, Metric]:
@@ -90,7 +96,7 @@ class ExplainerActor:
     Equal questions of a call share their explanations; a sampled one depends on the run's seed and the question alone.
     """
 
-    def __init__(self, config: ExplainerConfig, num_gpus: float, seed: int) -> None:
+    def __init__(self, config: ExplainerConfig, num_gpus: float, seed: int, reproducible: bool = False) -> None:
         assert config.source in ("model", "server") and config.model is not None and config.template is not None
         self._config, self._seed = config, seed
         self._cache = None if config.cache is None else ExplanationCache(config.cache)
@@ -101,7 +107,7 @@ class ExplainerActor:
             self._writer = ServerWriter(config.server, config.model)
             who = server_identity(config.server.url or "", config.model, config.server.api)
         else:
-            self._writer = EngineWriter(config, num_gpus, seed)
+            self._writer = EngineWriter(config, num_gpus, seed, reproducible)
             who = f"{model_identity(config.model)} {config.engine.dtype}" if self._cache is not None else ""
         self._author = Author(who, config.template, config.principles, config.max_tokens, config.temperature, seed)
 

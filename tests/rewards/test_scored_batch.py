@@ -13,7 +13,14 @@ from rlaif.esfp.reward_model import Scored
 from rlaif.esfp.slots import Slot, SlotTemplate
 from rlaif.metrics import values
 from rlaif.rewards.plan import plan_rewards
-from rlaif.rewards.scored_batch import combine_scored, parts_table, scored_batch, texts_to_judge, without_explanations
+from rlaif.rewards.scored_batch import (
+    combine_scored,
+    parts_table,
+    scored_batch,
+    small_columns,
+    texts_to_judge,
+    without_explanations,
+)
 from tests.helpers.batch_examples import table
 
 VERDICT = Slot("verdict", [["yes"], ["maybe"], ["no"]], [1.0, 0.5, 0.0])
@@ -70,16 +77,25 @@ def test_what_was_scored_is_written_beside_its_row():
         assert [row[column] for row in rows] == [[("esfp", 1.375)], [("esfp", 0.0)]]
     assert rows[1]["judge_verdicts"] == [("gold", 0.0), ("length", 4.0)]
     assert [row["reward_version"] for row in rows] == ["abcd", "abcd"]
-    assert values(metrics) == {"slot_inputs_cut": 1.0, "judged_without_explanation": 2.0}
+    assert values(metrics) == {"slot_inputs_cut": 1.0, "judged_without_explanation": 2.0, "scored_bytes": found.nbytes}
 
 
 def test_the_driver_gets_the_small_columns_and_the_number_of_tokens():
     explained = table(EXPLAINED, {"completion_ids": [4], "rollout_logprobs": [-1.0]}, {})
     found, summary, _ = scored_batch(explained, SCORES, TEMPLATE, {}, "esfp", "abcd")
-    assert summary.schema.names == [*SUMMARY_COLUMNS, "num_completion_tokens"]
+    assert summary.schema.names == [*SUMMARY_COLUMNS, "num_completion_tokens", "newest_policy_version"]
     assert summary["num_completion_tokens"].to_pylist() == [1, 3]
     assert summary.select(list(SUMMARY_COLUMNS)).equals(found.select(list(SUMMARY_COLUMNS)))
     assert summary["judge_verdicts"].to_pylist() == [[], []]
+
+
+def test_the_newest_version_is_that_of_the_last_token_whatever_the_table_is_cut_from():
+    rows = table(SCORED, {"policy_versions": [3, 3, 4], "policy_version": 3},
+                 {"completion_ids": [], "rollout_logprobs": [], "policy_versions": [], "policy_version": 5},
+                 {"completion_ids": [4], "rollout_logprobs": [-1.0], "policy_versions": [7], "policy_version": 7})
+    assert small_columns(rows)["newest_policy_version"].to_pylist() == [4, 5, 7]
+    assert small_columns(rows.slice(1))["newest_policy_version"].to_pylist() == [5, 7]
+    assert small_columns(pa.concat_tables([rows, rows]).slice(2, 2))["newest_policy_version"].to_pylist() == [7, 4]
 
 
 def test_a_scalar_reward_has_no_probabilities():
