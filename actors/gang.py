@@ -38,7 +38,7 @@ class Gang:
         host, port = await self._address()
         remarks = await self._ranks.all("the ranks to meet and build the model",
                                         lambda actor: actor.join.remote(host, port))
-        await self._ranks.know()
+        await self._ranks.met()
         return remarks[0]
 
     async def rebuild(self) -> None:

@@ -140,8 +140,9 @@ class Pool:
 
     async def late(self, index: int, actor: Any, reason: str) -> None:
         """Actor `index` has not taken the weights of now in time: it is lost if it does not answer a ping either."""
-        if await answered(actor, self._faults.ping_s) is None:
-            self.lose(index, actor, f"{reason}, and no answer to a ping", Event.HUNG)
+        found = await answered(actor, self._faults.ping_s)
+        if isinstance(found, Event):
+            self.lose(index, actor, f"{reason}, and no answer to a ping", found)
         else:
             self.missed(index, actor, reason)
 
@@ -169,7 +170,7 @@ class Pool:
             return      # told of already
         place.health = after(place.health, event)
         if place.gone is not None and not place.gone.done():
-            place.gone.set_result(reason)
+            place.gone.set_result(f"{self._name(place)} is lost: {reason}")
         self._counts["restarts"] += 1
         self._counts["hung"] += event is Event.HUNG
         try:
@@ -212,7 +213,8 @@ class Pool:
         actor = place.actor
         place.gone = asyncio.get_running_loop().create_future()
         await asyncio.wait_for(awaited(actor.ready.remote()), self._ready_timeout_s)
-        place.known = await answered(actor, self._faults.ping_s)
+        found = await answered(actor, self._faults.ping_s)
+        place.known = None if isinstance(found, Event) else found
         place.health = after(place.health, Event.STARTED)
         if self._catch_up is None:
             self._is_current(place, None)
@@ -292,10 +294,10 @@ class Pool:
         while True:
             await asyncio.sleep(limits.hang_s)
             found = await answered(actor, limits.ping_s)
-            if found is None:
+            if isinstance(found, Event):
                 with contextlib.suppress(BudgetSpent):      # whoever asks next is told
                     self.lose(place.index, actor, f"no answer to a call of {limits.hang_s:g} s, nor to a ping within "
-                                                  f"{limits.ping_s:g} s", Event.HUNG)
+                                                  f"{limits.ping_s:g} s", found)
                 return
             place.known = found
 

@@ -13,6 +13,7 @@ from actors.vitals import Vitals
 from rlaif.config.faults import FaultsConfig
 from rlaif.pipeline.board import Board
 from rlaif.pipeline.budgets import Budget
+from rlaif.pipeline.health import Event
 
 __all__ = ["LearnersLost", "Ranks"]
 
@@ -34,13 +35,14 @@ class Ranks:
         self.actors = [make(rank) for rank in range(num_actors)]
         self.num_rebuilt = 0
         self._known: list[Vitals | None] = [None] * num_actors
+        self._has_met = False
         self._why: str | None = None        # the gang is lost
         self._budget = Budget(faults.max_learner_restarts, "faults.max_learner_restarts")
 
     async def all(self, what: str, call: Callable[[Any], Awaitable[Any]]) -> list[Any]:
         """What call(actor) gives of every rank, in their order.
 
-        After each hang_s without the whole answer the ranks are asked whether they live. Raises LearnersLost where one
+        After each hang_s without the whole answer, ranks that have met are asked whether they live. Raises LearnersLost where one
         does not, now or before; InputsLost where an object that the call reads is gone; what a rank raises as it is.
         """
         if self._why is not None:
@@ -62,9 +64,10 @@ class Ranks:
             if not waiting and not failed:
                 return [task.result() for task in tasks]
             reasons = dict(zip(range(len(tasks)), map(_lost_rank, tasks), strict=True))
-            for rank, vitals in enumerate(await self._pinged()):
-                if vitals is None and reasons[rank] is None:
-                    reasons[rank] = f"no answer to a ping within {self._faults.ping_s:g} s"
+            if self._has_met:       # before that a rank may still be starting, and answers nothing
+                for rank, vitals in enumerate(await self._pinged()):
+                    if vitals is None and reasons[rank] is None:
+                        reasons[rank] = f"no answer to a ping within {self._faults.ping_s:g} s"
             gone = {rank: reason for rank, reason in reasons.items() if reason is not None}
             if gone:
                 self._lose("; ".join(f"{self.role}-{rank}: {reason}" for rank, reason in gone.items()), failed)
@@ -80,13 +83,15 @@ class Ranks:
         raise LearnersLost(why) from (failed[0] if failed else None)
 
     async def _pinged(self) -> list[Vitals | None]:
-        found = await asyncio.gather(*(answered(actor, self._faults.ping_s) for actor in self.actors))
+        answers = await asyncio.gather(*(answered(actor, self._faults.ping_s) for actor in self.actors))
+        found = [None if isinstance(answer, Event) else answer for answer in answers]
         self._known = [new or old for new, old in zip(found, self._known, strict=True)]
         return found
 
-    async def know(self) -> None:
-        """Notes the ranks' processes, so that those of one that hangs can be ended."""
+    async def met(self) -> None:
+        """All ranks answer: from now on one that does not hangs, and its processes, which are noted, can be ended."""
         await self._pinged()
+        self._has_met = True
 
     async def rebuild(self) -> None:
         """Ends what is left of the ranks and starts others in their places. Raises BudgetSpent where that has been done
@@ -99,7 +104,7 @@ class Ranks:
             self._known = [None] * len(self.actors)
             self.actors = list(await asyncio.gather(*(made(self._make, rank) for rank in range(len(self.actors)))))
         self.num_rebuilt += 1
-        self._why = None
+        self._has_met, self._why = False, None
 
 
 def _lost_rank(task: asyncio.Task) -> str | None:

@@ -14,7 +14,6 @@ import psutil
 import ray
 from ray.exceptions import (
     ActorAlreadyExistsError,
-    GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -25,6 +24,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.vitals import EngineLost, Vitals
+from rlaif.pipeline.health import Event
 
 NAME_FREE_S = 60.0      # in which Ray gives the name of an ended actor free
 _LOST_ACTOR = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, EngineLost)
@@ -71,12 +71,14 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
-async def answered(actor: Any, limit_s: float, with_stacks: bool = False) -> Vitals | None:
-    """What a living actor answers to a ping; None where nothing comes in `limit_s`, or the actor is gone."""
+async def answered(actor: Any, limit_s: float, with_stacks: bool = False) -> Vitals | Event:
+    """What a living actor answers to a ping; HUNG where nothing comes in `limit_s`, DIED where the actor is gone."""
     try:
         return await asyncio.wait_for(_await(actor.ping.remote(with_stacks)), limit_s)
-    except (TimeoutError, GetTimeoutError, RayActorError):
-        return None
+    except RayActorError:
+        return Event.DIED
+    except TimeoutError:
+        return Event.HUNG
 
 
 async def _await(reference: Awaitable[Any]) -> Any:

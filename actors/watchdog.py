@@ -17,6 +17,7 @@ from actors.restarts import answered
 from rlaif.config.checks import UserError
 from rlaif.config.faults import FaultsConfig
 from rlaif.pipeline.board import Board
+from rlaif.pipeline.health import Event
 
 Result = TypeVar("Result")
 LOOK_S = 5.0        # seconds between looks at the board, at most
@@ -73,7 +74,7 @@ class Watchdog:
         with path.open("w", encoding="utf-8") as file:
             file.write(f"{why}\n\nunder way:\n" + "".join(
                 f"  {entry.stage}: {entry.who} waits for {entry.what}\n" for entry in self._board.entries))
-            silent = [name for name, vitals in zip(actors, found, strict=True) if vitals is None]
+            silent = [name for name, answer in zip(actors, found, strict=True) if isinstance(answer, Event)]
             file.write(f"\ndo not answer: {', '.join(silent) or 'none'}\n\ndriver\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
@@ -81,7 +82,7 @@ class Watchdog:
                 file.write(f"\ntask {task.get_name()}\n")
                 file.flush()
                 task.print_stack(file=file)
-            for name, vitals in zip(actors, found, strict=True):
-                if vitals is not None:
-                    file.write(f"\n{name}\n{vitals.stacks}")
+            for name, answer in zip(actors, found, strict=True):
+                if not isinstance(answer, Event):
+                    file.write(f"\n{name}\n{answer.stacks}")
         return path

@@ -64,7 +64,7 @@ def run(body: Callable[[Ranks], Awaitable[Any]], limit: int = 2) -> tuple[Any, R
         ranks = Ranks("learner", lambda rank: Rank.options(name=f"{name}-{rank}").remote(rank), 2, faults, Board(),
                       lines.append)
         await ranks.all("pids", lambda actor: actor.step.remote())
-        await ranks.know()
+        await ranks.met()
         return await asyncio.wait_for(body(ranks), 90.0), ranks, lines
 
     return asyncio.run(go())
@@ -83,7 +83,7 @@ def test_a_lost_rank_is_told_apart_and_the_gang_is_made_anew(how: str) -> None:
         with pytest.raises(LearnersLost):       # until it is rebuilt
             await pids(ranks)
         await ranks.rebuild()
-        return before, str(lost.value), await pids(ranks)
+        return before, str(lost.value), await pids(ranks)       # which waits for them however long they take
 
     (before, why, after), ranks, lines = run(body)
     assert not set(before) & set(after) and ranks.num_rebuilt == 1
