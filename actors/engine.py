@@ -177,11 +177,17 @@ class Engine:
         """The version of the last `end_sync`, as the engine's process keeps it."""
         return await self._llm.get_weight_version()
 
+    async def installed(self) -> tuple[str, float]:
+        """One digest of the weights as they lie in the engine, equal in equal engines; and the seconds of vLLM's reload
+        in the last update, where they are known."""
+        answers = await self._llm.collective_rpc("weight_marks")
+        joined = "".join(f"{name}={value};" for marks, _ in answers for name, value in sorted(marks.items()))
+        digest = hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
+        return digest, max(reload_s for _, reload_s in answers)
+
     async def installed_digest(self) -> str:
         """One digest of the weights as they lie in the engine; equal engines give equal digests."""
-        marks = await self._llm.collective_rpc("weight_marks")
-        joined = "".join(f"{name}={value};" for part in marks for name, value in sorted(part.items()))
-        return hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
+        return (await self.installed())[0]
 
     def close(self) -> None:
         self._llm.shutdown()

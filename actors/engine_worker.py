@@ -7,6 +7,7 @@ vLLM: WeightTransferEngine and its factory, and the layerwise reload (begin, fin
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,11 @@ class WorkerExtension:
             finalize_layerwise_reload(model, self.model_config)
         self._weight_update_active = False
 
-    def weight_marks(self: Any) -> dict[str, str]:
-        """The mark of every parameter as it lies here, computed where it lies; packed layers of a CPU keep none."""
-        return {name: f"{mark(weight):016x}" for name, weight in self.model_runner.get_model().named_parameters()}
+    def weight_marks(self: Any) -> tuple[dict[str, str], float]:
+        """The mark of every parameter as it lies here, computed where it lies; packed layers of a CPU keep none. And
+        the seconds of the last reload, where it was ours."""
+        marks = {name: f"{mark(weight):016x}" for name, weight in self.model_runner.get_model().named_parameters()}
+        return marks, getattr(self.weight_transfer_engine, "reload_s", 0.0)
 
 
 @dataclass
@@ -68,7 +71,8 @@ class _BucketUpdate(WeightTransferUpdateInfo):
 class _BucketTransfer(WeightTransferEngine[Any, _BucketUpdate]):
     """Loads buckets, on a CPU or a GPU.
 
-    vLLM's layerwise reload undoes and redoes what a device does to weights after loading (prepacking on a CPU).
+    vLLM's layerwise reload undoes and redoes what a device does to weights after loading (prepacking on a CPU); its
+    seconds in this update are `reload_s`.
     """
 
     init_info_cls: type[Any] = _NoInitInfo
@@ -77,6 +81,7 @@ class _BucketTransfer(WeightTransferEngine[Any, _BucketUpdate]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._is_partial = False
+        self.reload_s = 0.0
         self._short: set[str] = set()       # layers that even a whole set of weights does not fill: padding
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -87,7 +92,9 @@ class _BucketTransfer(WeightTransferEngine[Any, _BucketUpdate]):
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        started = time.perf_counter()
         initialize_layerwise_reload(self.model)
+        self.reload_s = time.perf_counter() - started
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         # The base class synchronizes an accelerator, which a CPU lacks; load_weights here is synchronous.
@@ -100,9 +107,22 @@ class _BucketTransfer(WeightTransferEngine[Any, _BucketUpdate]):
         self._is_partial = update_info.is_partial
         memory = self._memory(update_info)
         arrived = taken_out(Bucket(parts, len(memory)), memory, update_info.marks)
-        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in arrived)
+        started, self._arriving_s = time.perf_counter(), 0.0
+        self.model.load_weights(self._timed(arrived))
         if self.device.type == "cpu":
             self._keep_what_waits()
+        self.reload_s += time.perf_counter() - started - self._arriving_s
+
+    def _timed(self, arrived: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """`arrived` on this device; the seconds that this takes are not those of the reload."""
+        while True:
+            started = time.perf_counter()
+            name, tensor = next(arrived, ("", None))
+            if tensor is None:
+                return
+            tensor = tensor.to(self.device)
+            self._arriving_s += time.perf_counter() - started
+            yield name, tensor
 
     def _memory(self, update_info: _BucketUpdate) -> Tensor:
         raise NotImplementedError
@@ -133,9 +153,11 @@ class _BucketTransfer(WeightTransferEngine[Any, _BucketUpdate]):
                              "with some of its weights only; send whole weights")
         if not self._is_partial:
             self._short = short
+        started = time.perf_counter()
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._repack_kept_weights()
+        self.reload_s += time.perf_counter() - started
 
     def _repack_kept_weights(self) -> None:
         # A CPU layer that keeps its plain weight beside the packed one (the embedding that a tied output layer
@@ -198,7 +220,7 @@ class GlooTransfer(_BucketTransfer):
         return self.parallel_config.rank
 
     def start_weight_update(self) -> None:
-        self._coming.clear()
+        self._coming.clear()        # of an update that failed
         super().start_weight_update()
 
     def _memory(self, update_info: _BucketUpdate) -> Tensor:

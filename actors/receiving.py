@@ -20,7 +20,7 @@ class InstallsWeights(Protocol):
     async def begin_sync(self) -> None: ...
     async def receive(self, update_info: dict[str, Any]) -> None: ...
     async def end_sync(self, version: str) -> None: ...
-    async def installed_digest(self) -> str: ...
+    async def installed(self) -> tuple[str, float]: ...
 
 
 class HalfSentWeights(Exception):
@@ -56,6 +56,7 @@ class Held:
 
     label: str = ""         # "" before the first sync: what the policy's folder holds
     installed: str = ""
+    reload_s: float = 0.0   # of the seconds of the sync: the engine's own, spent on what it makes of weights
 
 
 class Receiver:
@@ -156,7 +157,7 @@ class Receiver:
             label = version_label(coming.version, "direct" if checksum is None else checksum)
             await self._engine.end_sync(label)
             self._coming, self.is_whole = None, True
-            self.held = Held(label, await self._engine.installed_digest())
+            self.held = Held(label, *await self._engine.installed())
             return self.held
 
     def _of(self, stream: str) -> Coming:

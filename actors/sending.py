@@ -139,9 +139,12 @@ class Sender:
         """Sends the weights of now; None on other ranks than 0, which have gathered with it on return."""
         if self._direct is not None:
             held, manifest = self._direct.send(order.version), self._direct.manifest
-            return None if self._rank != 0 else Published(
-                held[0].label, held[0].installed, manifest.num_bytes, len(plan_buckets(manifest, order.bucket_bytes)),
-                order.bucket_bytes, [Outcome(each) for each in held])
+            if self._rank != 0:
+                return None
+            first = next(iter(held.values()))
+            return Published(first.label, first.installed, manifest.num_bytes,
+                             len(plan_buckets(manifest, order.bucket_bytes)), order.bucket_bytes,
+                             [Outcome(held[actor]) for actor in rollouts])
         names = set(self._changing if order.is_partial else self._names)
         if self._rank != 0:
             for _ in self._whole(names):

@@ -17,7 +17,7 @@ from rlaif.modeling.weights import Shape, manifest_of
 class SyncClient:
     """vLLM's VLLMWeightSyncClient over rollout actors; every engine gets its own ranks in the group.
 
-    `coming` is set before each transfer; `held` is what the engines hold after it.
+    `coming` is set before each transfer; `held` is what each engine holds after it.
 
     Source: the protocol in vllm.distributed.weight_transfer.base.
     """
@@ -25,7 +25,7 @@ class SyncClient:
     def __init__(self, rollouts: Sequence[ray.actor.ActorHandle], workers_per_engine: int, timeout_s: float) -> None:
         self._rollouts, self._workers_per_engine, self._timeout_s = rollouts, workers_per_engine, timeout_s
         self.coming: Coming | None = None
-        self.held: list[Held] = []
+        self.held: dict[ray.actor.ActorHandle, Held] = {}
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         infos = [dict(init_info) for _ in self._rollouts]
@@ -42,7 +42,8 @@ class SyncClient:
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         assert self.coming is not None
-        self.held = self._all([actor.end_sync.remote(self.coming.stream, None) for actor in self._rollouts])
+        held = self._all([actor.end_sync.remote(self.coming.stream, None) for actor in self._rollouts])
+        self.held = dict(zip(self._rollouts, held, strict=True))
 
     def _all(self, answers: list[ray.ObjectRef]) -> list[Any]:
         return ray.get(answers, timeout=self._timeout_s)
@@ -66,8 +67,9 @@ class DirectSender:
             shapes=[(name, dtypes[name], shape) for name, _, shape in shapes],
             whole=lambda: ((name, tensor.to(dtypes[name])) for name, tensor in whole()))
 
-    def send(self, version: int) -> list[Held]:
-        """Sends the weights of now; what the engines hold then, on rank 0. Raises what goes wrong with any of them."""
+    def send(self, version: int) -> dict[Any, Held]:
+        """Sends the weights of now, to all engines; what each holds then, on rank 0. Raises what goes wrong with any.
+        """
         self._client.coming = Coming(uuid.uuid4().hex, version, self.manifest, self.manifest.num_bytes,
                                      self._bucket_bytes)
         self._sender.send_weights()

@@ -57,4 +57,6 @@ def test_a_door_is_opened_inside_the_actors_only(door):
     for path in (*FILES["actors"], *FILES["launch"]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        if path.name == f"{door.partition('_')[0]}.py":
+            continue        # one leaf of a door names the other
         assert f"actors.{door}" not in names, path

@@ -36,8 +36,8 @@ class Engine:
     async def end_sync(self, version):
         self.told.append(version)
 
-    async def installed_digest(self):
-        return "as they lie"
+    async def installed(self):
+        return "as they lie", 0.25
 
 
 def weights(step=0):
@@ -88,7 +88,7 @@ def test_weights_are_whole_and_held_once_the_digest_fits(is_far):
             receiver.refuse_prompts()
         held = await receiver.end(coming.stream, checksum)
         receiver.refuse_prompts()
-        assert (held.label, held.installed) == (f"3:{checksum}", "as they lie")
+        assert (held.label, held.installed, held.reload_s) == (f"3:{checksum}", "as they lie", 0.25)
         assert engine.told == ["begin", "receive", "receive", "receive", f"3:{checksum}"]
         assert all(torch.equal(engine.weights[name], tensor) for name, tensor in weights(3).items())
 

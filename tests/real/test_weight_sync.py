@@ -41,7 +41,7 @@ def engines(name: str, num_actors: int, backend: str = "shared_memory") -> Itera
     actors = [RolloutActor.options(**placement.options(name, index)).remote(
         POLICY, config, WeightSyncConfig(backend=backend), wanted.num_gpus, 0) for index in range(num_actors)]
     try:
-        ray.get([actor.ready.remote() for actor in actors], timeout=200)
+        ray.get([actor.ready.remote() for actor in actors], timeout=400)
         yield actors
     finally:
         placement.remove()
@@ -156,9 +156,11 @@ def test_an_engine_that_cannot_see_the_memory_gets_buckets_through_the_object_st
     assert gap(roll_out(actor, prompts), moved) <= 1e-4
 
 
-def test_an_engine_that_dies_in_the_middle_is_told_of_and_the_others_get_their_weights(local_ray, prompts) -> None:  # noqa: F811
+def test_an_engine_that_dies_in_the_middle_is_told_of_and_the_others_get_their_weights(
+        actor, prompts) -> None:  # noqa: F811
     moved = perturbed(7)
-    with engines("mortal", 2) as actors:
+    with engines("mortal", 1) as mortal:
+        actors = [actor, *mortal]
         pid = ray.get(actors[1].ping.remote()).pids[0][0]
         training = sender(dict(moved.named_parameters()))
         weights = dict(moved.named_parameters())
