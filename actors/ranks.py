@@ -42,8 +42,9 @@ class Ranks:
     async def all(self, what: str, call: Callable[[Any], Awaitable[Any]]) -> list[Any]:
         """What call(actor) gives of every rank, in their order.
 
-        After each hang_s without the whole answer, ranks that have met are asked whether they live. Raises LearnersLost where one
-        does not, now or before; InputsLost where an object that the call reads is gone; what a rank raises as it is.
+        After each hang_s without the whole answer, ranks that have met are asked whether they live. Raises LearnersLost
+        where one does not, now or before; InputsLost where an object that the call reads is gone; what a rank raises
+        as it is.
         """
         if self._why is not None:
             raise LearnersLost(self._why)

@@ -89,9 +89,13 @@ async def end(actor: Any, known: Vitals | None) -> None:
     """Ends `actor`, whatever it is doing, and its processes where they are `known` and outlive it."""
     with contextlib.suppress(ValueError, RayActorError):    # no actor that Ray knows (any more)
         ray.kill(actor, no_restart=True)
-    if known is not None:
-        with contextlib.suppress(Exception):        # the node is gone, and with it what ran there
-            await asyncio.wait_for(_await(_reap(known)), NAME_FREE_S)
+    if known is None:
+        return
+    if known.node_id == ray.get_runtime_context().get_node_id():
+        end_processes(known.pids)
+        return
+    with contextlib.suppress(Exception):        # the node is gone, and with it what ran there
+        await asyncio.wait_for(_await(_reap(known)), NAME_FREE_S)
 
 
 def _reap(known: Vitals) -> Awaitable[Any]:
