@@ -82,8 +82,8 @@ def scored_table(rows: Sequence[Row]) -> Any:
             "explanation_finish_reasons": [], "slot_probabilities": [], "slot_scores": [], "slot_entropy": [],
             "judge_verdicts": [], "reward_version": ""}
     return from_rows([same | dataclasses.asdict(row) | {
-        "rollout_logprobs": [0.0] * len(row.completion_ids), "reward_parts": [("drawn", row.reward)],
-        "reward_terms": [("drawn", row.reward)]} for row in rows], SCORED)
+        "rollout_logprobs": [0.0] * len(row.completion_ids), "policy_versions": [0] * len(row.completion_ids),
+        "reward_parts": [("drawn", row.reward)], "reward_terms": [("drawn", row.reward)]} for row in rows], SCORED)
 
 
 def theirs(model: str, rows: Sequence[Row], kl: float) -> Step:

@@ -22,7 +22,7 @@ from rlaif.metrics import values
 from rlaif.pipeline.ledger import Ledger
 from rlaif.rewards.plan import RewardPlan
 from tests.helpers.batch_examples import table
-from tests.helpers.fake_fleet import FakeJudge, at_once, fake_fleet, judge_part
+from tests.helpers.fake_fleet import FakeJudge, fake_fleet, judge_part
 
 JUDGE = RewardPartConfig(kind="judge", name="esfp")
 PLAN = RewardPlan((JUDGE,), (judge_part("esfp"),))
@@ -271,9 +271,9 @@ def test_rows_that_are_lost_before_they_are_combined_are_walked_again():
     assert fleet.rollout.groups[:8] == [0, 1, 2, 3] * 2
 
 
-def test_an_engine_that_is_lost_is_asked_again_for_the_rest_alone(monkeypatch):
+def test_an_engine_that_is_lost_is_asked_again_for_the_rest_alone():
     fleet = fleet_of()
-    whole, turn = fleet.rollout.generate, fleet.rollouts.turn
+    whole = fleet.rollout.generate
     lost = []
 
     async def half(*asked):
@@ -289,7 +289,6 @@ def test_an_engine_that_is_lost_is_asked_again_for_the_rest_alone(monkeypatch):
     feeder, taken = ran(fleet, config(0), 2)
     assert [group for chosen in taken for group in chosen.kept] == list(range(8))
     assert fleet.rollout.groups[:6] == [0, 1, 2, 3, 2, 3] and feeder._stages.num_retried == 1
-    assert turn is not None
 
 
 def refuses_seven(row):
@@ -367,7 +366,3 @@ def test_no_object_of_a_stage_outlives_the_stage():
         await feeder.close()
 
     asyncio.run(go())
-
-
-def test_answers_at_once_are_no_delay():
-    assert asyncio.run(at_once("rollout")) is None

@@ -188,7 +188,7 @@ def rollouts(num_rows: int) -> pa.Table:
     return from_rows([{"prompt_id": n, "epoch": 0, "group_id": n // 2, "prompt": row["prompt"], "prompt_ids": [1],
                        "reference": None, "source": "s", "sample": n % 2, "completion": row["completion"],
                        "completion_ids": [1, 2], "rollout_logprobs": [0.0, 0.0], "finish_reason": "stop",
-                       "policy_version": 0} for n, row in enumerate(rows)], ROLLOUT)
+                       "policy_version": 0, "policy_versions": [0, 0]} for n, row in enumerate(rows)], ROLLOUT)
 
 
 def test_every_kind_of_judge_scores_a_batch_of_rollouts(local_ray: None, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_every_rollout_comes_out_once_fully_scored(walked) -> None:
 
 
 def test_explanations_start_while_other_rollouts_still_decode(walked) -> None:
-    clocks = walked[0].clocks
+    clocks = walked[0].stages.clocks
     assert clocks["explain"].started < clocks["rollout"].ended
 
 
