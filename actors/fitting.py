@@ -17,18 +17,21 @@ import ray
 from actors.cluster import connect
 from actors.gang import Gang
 from actors.learner import LearnerSpec
+from actors.learner_checkpoint import BEST, LEARNER, write_checkpoint
 from actors.placement import Placement, Roles, refuse_too_large, within
 from actors.surviving import surviving
 from rlaif.config.dpo import DpoConfig
 from rlaif.config.reward import EvaluateConfig, RewardTrainConfig
 from rlaif.config.train import RoleConfig, SftConfig
 from rlaif.metrics import merge, values
+from rlaif.running.checkpoints import Checkpoints, link_all
 from rlaif.running.cli import working
+from rlaif.running.lock import held
 from rlaif.running.report import Report, write_json
 from rlaif.running.run_folder import claim, finish
 from rlaif.running.versions import versions
 
-CHECKPOINTS, BEST, TOKENIZER = "checkpoints", "best", "start_tokenizer"
+CHECKPOINTS, TOKENIZER, PROGRESS_FILE = "checkpoints", "start_tokenizer", "progress.json"
 _HIGHER_IS_BETTER = {"loss": False, "slot_accuracy": True, "pair_accuracy": True, "preference_accuracy": True}
 _SHOWN = ("loss", "nll", "slot_accuracy", "slot_nll", "pair_accuracy", "pair_nll", "rating_error", "masked_lm_nll",
           "preference_accuracy", "implicit_reward_margin", "grad_norm")
@@ -39,23 +42,19 @@ def run_folder(config: SftConfig | DpoConfig | RewardTrainConfig | EvaluateConfi
                ) -> Iterator[Report]:
     """Ray, the run's folder and its report around a training; at the end marks the run complete, and drops what served
     to resume. `stages`: the roles of each part of the run, one after the other; refused where they do not fit."""
-    where = connect()
-    report = None
-    try:
+    with held(config.output_dir), contextlib.ExitStack() as stack:
+        where = connect()
+        stack.callback(ray.shutdown)
         for roles in stages:
             refuse_too_large(roles, ray.cluster_resources())
         claim(config.output_dir, config, anew=False)
-        report = Report(config.output_dir)
+        report = stack.enter_context(contextlib.closing(Report(config.output_dir)))
         report.say(f"{where}; results go to {Path(config.output_dir).resolve()}")
         with working():
             yield report
         finish(config.output_dir)
         for name in (TOKENIZER, BEST, CHECKPOINTS):
             shutil.rmtree(Path(config.output_dir) / name, ignore_errors=True)
-    finally:
-        if report is not None:
-            report.close()
-        ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -131,31 +130,35 @@ async def _steps(gang: Gang, folder: Path, options: FitOptions, batches_after: C
 
 async def _resume(gang: Gang, folder: Path, report: Report) -> dict[str, Any]:
     """Where to go on: `step` steps are done, `best` is what was best so far."""
-    for leftover in folder.glob(f"{CHECKPOINTS}/*.partial"):
-        shutil.rmtree(leftover)
-    there = sorted(folder.glob(f"{CHECKPOINTS}/step-*"))
-    if not there:
-        shutil.rmtree(folder / BEST, ignore_errors=True)
+    store = Checkpoints(folder / CHECKPOINTS)
+    store.tidy()
+    found = store.newest(report.say)
+    shutil.rmtree(folder / BEST, ignore_errors=True)
+    if found is None:
         report.rewind(0)
         return {"step": 0, "first": 1, "best": None, "seconds": 0.0}
-    progress = json.loads((there[-1] / "progress.json").read_text(encoding="utf-8"))
-    await gang.load_state(str(there[-1].resolve()))
-    report.rewind(progress["step"])
-    report.say(f"goes on after step {progress['step']}")
+    step, place = found
+    progress = json.loads((place / PROGRESS_FILE).read_text(encoding="utf-8"))
+    await gang.load_state(str((place / LEARNER).resolve()))
+    if progress["best"]:
+        link_all(place / BEST, _best(folder, progress["best"]["step"]))
+    report.rewind(step)
+    report.say(f"goes on after step {step}")
     return progress
 
 
 async def _checkpoint(gang: Gang, folder: Path, progress: dict[str, Any]) -> None:
-    """Writes a checkpoint beside and renames it; the ones before are removed."""
-    target = folder / CHECKPOINTS / f"step-{progress['step']:09d}"
-    beside = target.with_suffix(".partial")
-    beside.mkdir(parents=True)
-    await gang.save_state(str(beside.resolve()))
-    write_json(beside / "progress.json", progress)
-    beside.rename(target)
-    kept = {target.name} | ({_best(folder, progress["best"]["step"]).name} if progress["best"] else set())
-    for older in [*target.parent.glob("step-*"), *(folder / BEST).glob("step-*")]:
-        if older.name not in kept or (older.parent == target.parent and older != target):
+    """Writes a checkpoint, with the best weights so far; others than these are removed."""
+    best = _best(folder, progress["best"]["step"]) if progress["best"] else None
+
+    async def fill(beside: Path) -> None:
+        (beside / PROGRESS_FILE).write_text(json.dumps(progress) + "\n", encoding="utf-8")
+        if best is not None:
+            link_all(best, beside / BEST)
+
+    await write_checkpoint(Checkpoints(folder / CHECKPOINTS), gang, progress["step"], fill)
+    for older in (folder / BEST).glob("step-*"):
+        if older != best:
             shutil.rmtree(older)
 
 
@@ -180,7 +183,7 @@ async def _measure(gang: Gang, dev: ray.ObjectRef, num_rows: int, step: int, pro
 
 
 def _best(folder: Path, step: int) -> Path:
-    """Where the weights of a step that was the best so far are; kept until a checkpoint knows of better ones."""
+    """Where the weights of a step that was the best so far are; and in every checkpoint that knows of them."""
     return folder / BEST / f"step-{step:09d}"
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from actors.fleet import Fleet
 from actors.walk import Order, walk
 from rlaif.config.train import TrainConfig
 from rlaif.metrics import values
+from rlaif.running.checkpoints import link_all
 from rlaif.running.figures import means
 from rlaif.running.held_out import evaluation_figures
 from rlaif.running.report import Report, Stopwatch, figure
@@ -83,7 +82,8 @@ class HeldOut:
         samples; greedy completions are no sample."""
         is_greedy = mode == "greedy"
         group_size = 1 if is_greedy else self._config.evaluation.group_size
-        order = Order(group_size, self._config.seed + 1, is_greedy, compares=group_size > 1)
+        order = Order(group_size, self._config.seed + 1, is_greedy, compares=group_size > 1,
+                      reproducible=self._config.pipeline.is_reproducible)
         done = await walk(self._fleet, self._prompts, order)
         drift = {} if is_greedy else values(await self._fleet.learners.drift(done.scored))
         completions = [text for reference in done.scored for text in (await reference)["completion"].to_pylist()]
@@ -106,17 +106,3 @@ class HeldOut:
 def best_folder(output_dir: str) -> Path:
     """Where the weights of the best evaluation are while the run goes on, as a Hugging Face folder."""
     return Path(output_dir) / BEST
-
-
-def link_all(source: Path, target: Path) -> None:
-    """The files of `source` in `target` too: the same files where the disk can, else copies."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            there = target / path.relative_to(source)
-            there.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, there)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                    raise
-                shutil.copyfile(path, there)

@@ -10,27 +10,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from actors.ending import Ending
-from actors.held_out import best_folder, link_all
+from actors.held_out import best_folder
+from actors.learner_checkpoint import BEST, LEARNER, write_checkpoint
 from actors.progress import Progress
 from actors.stored_portions import read_portion, write_portion
-from rlaif.config.checks import UserError
 from rlaif.config.train import TrainConfig
 from rlaif.pipeline.ledger import restored
-from rlaif.running.checkpoints import Checkpoints, not_taken
+from rlaif.pipeline.portions import ScoredPortion
+from rlaif.running.checkpoints import Checkpoints, link_all
 from rlaif.running.identity import refuse_other
-from rlaif.running.manifest import Entry
 from rlaif.running.report import Report, Stopwatch
 
-CHECKPOINTS, RUN_FILE, LEARNER, BEST, PORTION = "checkpoints", "run.json", "learner", "best", "portion-"
+CHECKPOINTS, RUN_FILE, PORTION = "checkpoints", "run.json", "portion-"
 T = TypeVar("T")
 
 
@@ -98,29 +97,20 @@ class Saver:
                 "controller": dataclasses.asdict(progress.controller), "held_out": progress.held_out.state(),
                 "tally": dataclasses.asdict(progress.tally), "before": progress.before, "run": self._identity}
 
-    async def _write(self, step: int, content: dict[str, Any], buffered: list[Any]) -> None:
-        beside = self._checkpoints.begin(step)
-        try:
-            with _told(self._checkpoints.folder):
-                known = await self._fleet.learners.save_state(str((beside / LEARNER).resolve()))
-                known = {f"{LEARNER}/{name}": entry for name, entry in known.items()}
-                content = content | {"num_portions": len(buffered), "sizes": self._report.sizes()}
-                for number, portion in enumerate(buffered):
-                    await write_portion(beside / f"{PORTION}{number:04d}", portion)
-                await asyncio.to_thread(self._finish, beside, content, known)
-        except BaseException:
-            self._checkpoints.abandon(beside)
-            raise
-        self._steps_saved.add(step)
-
-    def _finish(self, beside: Path, content: dict[str, Any], known: dict[str, Entry]) -> None:
-        """The part that is files alone."""
-        best = best_folder(self._config.output_dir)
+    async def _write(self, step: int, content: dict[str, Any], buffered: list[ScoredPortion]) -> None:
         best_step = content["held_out"]["known"]["best_step"]
-        if best_step is not None:
-            link_all(best, beside / BEST)
-        (beside / RUN_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
-        self._checkpoints.commit(beside, known=known, also=[] if best_step is None else [best_step])
+
+        async def fill(folder: Path) -> None:
+            for number, portion in enumerate(buffered):
+                await write_portion(folder / f"{PORTION}{number:04d}", portion)
+            if best_step is not None:
+                link_all(best_folder(self._config.output_dir), folder / BEST)
+            told = content | {"num_portions": len(buffered), "sizes": self._report.sizes()}
+            (folder / RUN_FILE).write_text(json.dumps(told) + "\n", encoding="utf-8")
+
+        await write_checkpoint(self._checkpoints, self._fleet.learners, step, fill,
+                               also=[] if best_step is None else [best_step])
+        self._steps_saved.add(step)
 
     async def restore(self, fresh: Progress) -> Progress | None:
         """Where the newest whole checkpoint left the run, its learners brought there; None where there is none: then
@@ -158,13 +148,3 @@ class Saver:
         for name, size in self._report.sizes().items():
             if size != sizes.get(name, size):
                 self._report.say(f"{name} has {size} bytes of {sizes[name]} up to step {step}: it was changed since")
-
-
-@contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """What the disk refuses, here or where a learner writes, as one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        cause = getattr(error, "cause", None)       # of an actor's error, which Ray wraps
-        raise UserError(not_taken(folder, cause if isinstance(cause, OSError) else error)) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import secrets
 import shutil
@@ -135,3 +136,17 @@ def not_taken(folder: Path, error: OSError) -> str:
         cure = "make it a folder that can be written"
     return (f"output_dir must take what the run writes, got {why!r} in {str(folder)!r}; {cure} and run the same "
             "command again: it goes on from the newest checkpoint")
+
+
+def link_all(source: Path, target: Path) -> None:
+    """The files of `source` in `target` too: the same files where the disk can, else copies."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            there = target / path.relative_to(source)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, there)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    raise
+                shutil.copyfile(path, there)
