@@ -155,7 +155,10 @@ class Pool:
             self._say(f"{self._name(place)} has not taken the new weights: {reason}")
 
     def rewind(self) -> None:
-        """The learners went back to older weights: whoever has started is STALE until he holds those."""
+        """The learners went back to older weights: whoever has started is STALE until he holds those. What had failed
+        with the learners before is of no more consequence."""
+        if not isinstance(self._failed, BudgetSpent):
+            self._failed = None
         for place in self._places:
             if place.health.is_alive:
                 place.health = after(place.health, Event.REWOUND)

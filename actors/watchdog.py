@@ -21,14 +21,33 @@ from rlaif.pipeline.health import Event
 
 Result = TypeVar("Result")
 LOOK_S = 5.0        # seconds between looks at the board, at most
+END_S = 120.0       # in which the process ends once it is to
 
 
 class Stuck(UserError):
     """The run makes no progress any more; the stacks of its processes are in output_dir."""
 
 
+class Backstop:
+    """Ends this process, its stacks written into `path`, unless it is put off in time: by a thread of faulthandler's,
+    which runs when nothing of Python does any more."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, None
+
+    def put_off(self, seconds: float) -> None:
+        self._file = self._file or self._path.open("w", encoding="utf-8")
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
+
+    def lift(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        if self._file is not None:
+            self._file.close()
+            self._path.unlink(missing_ok=True)
+
+
 class Watchdog:
-    """Looks at `board` while work is done.
+    """Looks at `board` while work is done. Where even that stands still, `backstop` ends the process.
 
     actors: names and handles of everybody whose stacks are to be told; asked for when they are. sleep: what waits
     between looks.
@@ -36,9 +55,10 @@ class Watchdog:
 
     def __init__(self, board: Board, faults: FaultsConfig, output_dir: str, say: Callable[[str], None],
                  actors: Callable[[], Mapping[str, Any]] = dict, *,
-                 sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+                 sleep: Callable[[float], Awaitable[None]] = asyncio.sleep, backstop: Backstop | None = None) -> None:
         self._board, self._faults, self._folder = board, faults, Path(output_dir)
         self._say, self._actors, self._sleep = say, actors, sleep
+        self._backstop = backstop or Backstop(self._folder / "stacks-driver.txt")
 
     async def over(self, work: Coroutine[Any, Any, Result]) -> Result:
         """What `work` gives. Raises Stuck, after it was cancelled, where it makes no progress for faults.stuck_s."""
@@ -49,6 +69,10 @@ class Watchdog:
                 return working.result()
             raise looking.exception() or AssertionError("the watchdog must not end by itself")
         finally:
+            if looking.done():
+                self._backstop.put_off(END_S)       # whatever hangs, the process ends
+            else:
+                self._backstop.lift()
             for task in (working, looking):
                 task.cancel()
             with contextlib.suppress(TimeoutError):     # what hangs may not let itself be cancelled
@@ -57,6 +81,7 @@ class Watchdog:
     async def _look(self) -> None:
         faults = self._faults
         while True:
+            self._backstop.put_off(faults.stuck_s + END_S)
             await self._sleep(min(LOOK_S, faults.warn_s / 4))
             for line in self._board.warnings(faults.warn_s):
                 self._say(line)
