@@ -19,6 +19,7 @@ class Buffer:
 
     def __init__(self) -> None:
         self._drawn: list[int] = []                         # not taken yet, in order
+        self._expected: set[int] = set()                    # the same
         self._found: dict[int, ScoredPortion] = {}          # group -> where its rows are
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
@@ -27,10 +28,12 @@ class Buffer:
         """Groups that have been drawn: nothing drawn after them is taken before them."""
         for group in group_ids:
             bisect.insort(self._drawn, group)
+        self._expected.update(group_ids)
 
     def forget(self, group_ids: Sequence[int]) -> None:
         """Groups that will not come."""
-        self._drawn = [group for group in self._drawn if group not in set(group_ids)]
+        self._expected.difference_update(group_ids)
+        self._drawn = [group for group in self._drawn if group in self._expected]
         self._changed.set()
 
     def give_back(self, group_ids: Sequence[int], portions: Sequence[ScoredPortion]) -> None:
@@ -46,9 +49,8 @@ class Buffer:
 
     def put(self, portion: ScoredPortion) -> None:
         """The rows of groups that are expected; in place of rows that are there already, they are combined anew."""
-        expected = set(self._drawn)
         for group in portion.group_ids:
-            if group in expected:
+            if group in self._expected:
                 self._found[group] = portion
         self._changed.set()
 
@@ -65,6 +67,7 @@ class Buffer:
             first = self._drawn[:num_groups]
             if len(first) == num_groups and all(group in self._found for group in first):
                 self._drawn = self._drawn[num_groups:]
+                self._expected.difference_update(first)
                 portions = {id(self._found[group]): self._found.pop(group) for group in first}
                 return first, list(portions.values())
             self._changed.clear()

@@ -92,7 +92,8 @@ class Feeder:
         portions, summaries = list[ScoredPortion](), list[pa.Table]()
         for num_rounds in range(max_rounds + 1):
             group_ids, found = await self._round(missing)
-            summary = pa.concat_tables([_of(portion, group_ids) for portion in found])
+            taken = set(group_ids)
+            summary = pa.concat_tables([_of(portion, taken) for portion in found])
             choice = choose_groups(summary["group_id"].to_pylist(), told_apart_by(summary, algorithm.parts), missing,
                                    is_last=num_rounds == max_rounds)
             self.ledger.discard(choice.replaced)
@@ -115,6 +116,14 @@ class Feeder:
     def trained(self, group_ids: Sequence[int]) -> None:
         """The learners have trained on these groups."""
         self.ledger.train(group_ids)
+
+    def again(self, chosen: Chosen) -> None:
+        """What was taken could not be read any more: it is rolled out anew, and is next as it was before."""
+        gone = sorted(chosen.kept)
+        self._stages.num_retried += 1
+        self._buffer.expect(gone)
+        self.ledger.redo(gone)
+        self._set_off(self._stream.at(gone))
 
     async def close(self) -> None:
         """Ends what is under way."""
@@ -225,10 +234,12 @@ def told_apart_by(summary: pa.Table, parts: str) -> list[Any]:
     return summary["reward"].to_pylist()
 
 
-def _of(portion: ScoredPortion, group_ids: Sequence[int]) -> pa.Table:
+def _of(portion: ScoredPortion, group_ids: set[int]) -> pa.Table:
     """The small columns of those of the portion's groups that are taken now."""
     assert portion.summary is not None
-    return portion.summary if set(portion.group_ids) <= set(group_ids) else rows_of(portion.summary, group_ids)
+    if group_ids.issuperset(portion.group_ids):
+        return portion.summary
+    return rows_of(portion.summary, sorted(group_ids))
 
 
 def _told(portion: ScoredPortion) -> dict[str, Metric]:

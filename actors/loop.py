@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -14,6 +14,7 @@ from actors.ending import Ended
 from actors.feeder import Chosen, Feeder
 from actors.fleet import Fleet
 from actors.held_out import HeldOut
+from actors.pool import InputsLost
 from actors.progress import Progress, Saves, Tally, Unsaved
 from actors.stages import STAGES, Stages
 from rlaif.config.algorithm import AlgorithmConfig
@@ -38,6 +39,7 @@ class Trained:
     best_step: int | None           # of evaluation.select_by; None where that is not given
     tally: Tally
     checksum: str                   # of the last weights
+    ledger: dict[str, Any] = field(default_factory=dict)    # what became of the groups: Ledger.state()
 
 
 async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream, held_out: HeldOut, labels: list[str],
@@ -65,7 +67,11 @@ async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream, held_ou
         while at.step < config.steps and stopped is None:
             started, driver = time.perf_counter(), driver_clock()
             chosen = await saver.unless_ended(feeder.take())
-            learned = await learn(fleet, chosen, at, stages)
+            try:
+                learned = await learn(fleet, chosen, at, stages)
+            except InputsLost:
+                feeder.again(chosen)
+                continue
             feeder.trained(chosen.kept)
             with stages.busy("sync"):
                 checksum = await fleet.sync(at.step)
@@ -97,11 +103,15 @@ async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream, held_ou
         stopped = None          # it was the last one anyway
     if stopped is not None:
         report.say(f"ends after step {at.step} of {config.steps}: {stopped}")
-    return Trained(at.before, held_out.figures, at.step, stopped, held_out.known.best_step, at.tally, checksum)
+    return Trained(at.before, held_out.figures, at.step, stopped, held_out.known.best_step, at.tally, checksum,
+                   at.ledger.state())
 
 
 async def learn(fleet: Fleet, chosen: Chosen, at: Progress, stages: Stages) -> dict[str, float]:
-    """One policy update on the groups that were chosen, and what the learners measured on them; `at` is a step on."""
+    """One policy update on the groups that were chosen, and what the learners measured on them; `at` is a step on.
+
+    Raises InputsLost where no learner can read them any more.
+    """
     rows = chosen_rows(chosen.summary, chosen.kept)
     with stages.busy("learn"):
         async with fleet.learning():

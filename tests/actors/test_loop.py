@@ -11,8 +11,11 @@ import pytest
 from actors import loop
 from actors.held_out import HeldOut, best_folder
 from actors.loop import Trained, kl_controller, train
+from actors.pool import InputsLost
+from actors.stages import STAGES
 from rlaif.config.algorithm import AlgorithmConfig
 from rlaif.config.evaluation import EvaluationConfig, StopConfig
+from rlaif.config.pipeline import PipelineConfig
 from rlaif.config.prompts import PromptsConfig
 from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.config.train import RewardConfig, RolloutConfig, TrainConfig
@@ -154,3 +157,36 @@ def test_what_an_attempt_before_kept_as_best_is_removed(tmp_path):
     best_folder(settings.output_dir).mkdir()
     HeldOut(None, in_order(ROWS[:1]), settings, None, None).begin()
     assert not best_folder(settings.output_dir).exists()
+
+
+def test_rows_that_no_learner_can_read_any_more_are_rolled_out_anew(tmp_path, monkeypatch):
+    fleet, settings = fleet_of(by_sample), config(tmp_path)
+    update, asked = fleet.learners.update_policy, []
+
+    async def second_fails(*arguments):
+        asked.append(True)
+        if len(asked) == 2:
+            raise InputsLost("gone with its node")
+        return await update(*arguments)
+
+    fleet.learners.update_policy = second_fails
+    result, _ = trained(fleet, settings, monkeypatch)
+    assert [groups for groups, _ in fleet.learners.trained] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11],
+                                                                [12, 13, 14, 15]]
+    assert result.steps == 4
+    assert [step["portions_retried"] for step in lines(tmp_path, "metrics.jsonl")] == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_every_step_says_how_stale_it_is_and_what_every_stage_took(tmp_path, monkeypatch, staleness):
+    fleet = fleet_of(by_sample)
+    trained(fleet, config(tmp_path, pipeline=PipelineConfig(max_staleness=staleness)), monkeypatch)
+    assert [groups for groups, _ in fleet.learners.trained] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11],
+                                                                [12, 13, 14, 15]]
+    for step in lines(tmp_path, "metrics.jsonl"):
+        assert 0 <= step["staleness_mean"] <= step["staleness_max"] <= min(staleness, step["step"] - 1)
+        assert step["groups_in_flight"] + step["groups_buffered"] <= 4 * (staleness + 1)
+        assert (step["groups_discarded"], step["groups_skipped"], step["portions_retried"]) == (0, 0, 0)
+    for step in lines(tmp_path, "timings.jsonl"):
+        for stage in STAGES:
+            assert step[f"{stage}_s"] >= 0 and 0 <= step[f"{stage}_idle_s"] <= step["step_s"]
