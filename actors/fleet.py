@@ -58,7 +58,8 @@ class Fleet:
         self.rollouts = self._pool("rollout", RolloutActor, (
             config.policy.model, config.rollout, config.sync, role["rollout"].num_gpus, config.seed), self._catch_up)
         self.explainers = self._pool("explainer", ExplainerActor, (
-            checked.explainer, role["explainer"].num_gpus if "explainer" in role else 0.0, config.seed))
+            checked.explainer, role["explainer"].num_gpus if "explainer" in role else 0.0, config.seed,
+            config.pipeline.is_reproducible))
         self.judges = [self._judges(part) for part in checked.plan.judges]
         self.functions = self._pool("functions", RewardFunctionActor, (checked.plan, config.evaluation.gold, timeout_s))
         self.weights = self._weight_sync()
@@ -99,7 +100,7 @@ class Fleet:
         return self._pool_of(name, lambda index: start_judge(
             self._checked.judges[part.name], part.reward, part.reward.engine, self._placement, name, index,
             self._roles[name], part=part.name, gold=gold, on_unusable=self._checked.explainer.on_unusable,
-            seed=self.config.seed))
+            seed=self.config.seed, reproducible=self.config.pipeline.is_reproducible))
 
     def _pool_of(self, role: str, make: Callable[[int], Any],
                  catch_up: Callable[[int], Awaitable[None]] | None = None) -> Pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,9 +30,12 @@ class GenerativeJudgeActor:
     """Verbs: `ready`, `ping`, `version`, `score_texts`. Holds no state but the model.
 
     `spec.model` is a name or a folder as seen from here. The engine's dtype and length follow from the specification.
+    reproducible: what it says follows from the texts of a call alone, not from calls beside it.
     """
 
-    def __init__(self, spec: GenerativeSpec, engine: EngineConfig, num_gpus: float, seed: int) -> None:
+    def __init__(self, spec: GenerativeSpec, engine: EngineConfig, num_gpus: float, seed: int,
+                 reproducible: bool = False) -> None:
+        self._reproducible = reproducible
         self._tokenizer = load_tokenizer(spec.model)
         self._compiled = compile_question(spec, self._tokenizer)    # refuses before the engine starts
 
@@ -66,16 +70,25 @@ class GenerativeJudgeActor:
         questions = ask(compiled, texts, in_order=in_order)
         asked, metrics = questions.input_ids, {}
         if compiled.spec.max_reasoning_tokens:
-            reasonings = await _each_once(asked, self._reason)
+            reasonings = await self._each_once(asked, self._reason)
             asked = [with_reasoning(compiled, question, reasoning.token_ids)
                      for question, reasoning in zip(asked, reasonings, strict=True)]
             metrics = _reasoning_metrics(reasonings)
-        answers = await _each_once(asked, self._answer)
+        answers = await self._each_once(asked, self._answer)
         logprobs = torch.tensor(answers, dtype=torch.float32).view(len(asked), len(compiled.label_ids))
         mass = label_mass(logprobs).tolist()
         metrics |= {"judge_inputs_cut": Sum(questions.num_truncated), "judge_label_mass": Mean(sum(mass), len(mass)),
                     "judge_label_mass_min": Min(min(mass, default=None))}
         return judge(compiled, questions, logprobs), metrics
+
+    async def _each_once(self, questions: Sequence[Sequence[int]],
+                         put: Callable[[Sequence[int]], Awaitable[_Answer]]) -> list[_Answer]:
+        """The answers to `questions`, in order; equal questions are put once."""
+        keys = [tuple(question) for question in questions]
+        unique = list(dict.fromkeys(keys))
+        async with self._engine.together(len(unique)) if self._reproducible else contextlib.nullcontext():
+            answers = dict(zip(unique, await asyncio.gather(*map(put, unique)), strict=True))
+        return [answers[key] for key in keys]
 
     async def _reason(self, question: Sequence[int]) -> Generation:
         return await self._engine.generate(question, max_tokens=self._compiled.spec.max_reasoning_tokens,
@@ -93,12 +106,3 @@ def _reasoning_metrics(reasonings: Sequence[Generation]) -> dict[str, Metric]:
             "judge_reasonings_cut": Sum(reasons.count("length")),
             "judge_reasonings_empty": Sum(sum(reason != "length" and length <= 1
                                               for reason, length in zip(reasons, lengths, strict=True)))}
-
-
-async def _each_once(questions: Sequence[Sequence[int]], put: Callable[[Sequence[int]], Awaitable[_Answer]]
-                     ) -> list[_Answer]:
-    """The answers to `questions`, in order; equal questions are put once."""
-    keys = [tuple(question) for question in questions]
-    unique = list(dict.fromkeys(keys))
-    answers = dict(zip(unique, await asyncio.gather(*map(put, unique)), strict=True))
-    return [answers[key] for key in keys]

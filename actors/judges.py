@@ -56,7 +56,7 @@ def start_judges(judge: Judge, config: RewardConfig, engine: EngineConfig, place
 
 def start_judge(judge: Judge, config: RewardConfig, engine: EngineConfig, placement: Placement, name: str, index: int,
                 role: RoleConfig, *, part: str = "esfp", gold: str | None = None, on_unusable: str = "without",
-                seed: int = 0) -> Any:
+                seed: int = 0, reproducible: bool = False) -> Any:
     """The handle of JudgeActor `index` in its bundle of role `name`; it may not be ready yet.
 
     engine: of a generative judge. What only `score` asks for: part, the name of what it says in reward_parts; gold, the
@@ -66,7 +66,8 @@ def start_judge(judge: Judge, config: RewardConfig, engine: EngineConfig, placem
     if judge.kind == "gold":
         return GoldJudgeActor.options(**options).remote(judge, part, gold)
     if judge.kind == "generative":
-        asked = GenerativeJudgeActor.options(**options).remote(judge.generative, engine, role.num_gpus, seed)
+        asked = GenerativeJudgeActor.options(**options).remote(judge.generative, engine, role.num_gpus, seed,
+                                                                reproducible)
         beside = options | {"name": f"{name}-{index}-batches", "num_cpus": 0, "num_gpus": 0}
         return GenerativeRewardActor.options(**beside).remote(asked, judge, part, gold, on_unusable)
     return SlotActor.options(**options).remote(config, gold, on_unusable, judge, part)
