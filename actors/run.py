@@ -186,5 +186,5 @@ def _summary(config: TrainConfig, trained: Trained, num_test_prompts: int, watch
         "samples_per_s": tally.num_rollouts / tally.loop_s, "peak_rss_gb": peak_gb,
         "max_logprob_gap": max(tally.max_logprob_gap, trained.after.get("max_logprob_gap", 0.0)),
         "num_test_prompts": num_test_prompts,
-        "weights_checksum": trained.checksum, "versions": versions(),
+        "weights_checksum": trained.checksum, "ledger": trained.ledger, "versions": versions(),
     }

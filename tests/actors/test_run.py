@@ -18,7 +18,7 @@ from tests.helpers.fake_fleet import Learners
 
 TRAINED = Trained(before={"reward": 0.25, "gold": 0.5, "kl": 0.0, "max_logprob_gap": 0.0},
                   after={"reward": 0.75, "gold": 0.625, "kl": 1.5, "max_logprob_gap": 1e-6, "greedy_reward": 1.0},
-                  steps=3, stopped=None, best_step=2, tally=Tally(4.0, 48, 1e-5), checksum="ab")
+                  steps=3, stopped=None, best_step=2, tally=Tally(4.0, 48, 1e-5), checksum="ab", ledger={"next": 24})
 
 
 def config(folder, **evaluation):
@@ -60,7 +60,8 @@ def test_the_summary_has_every_figure_before_and_after_and_what_the_run_took(tmp
     assert {name: value for name, value in summary.items() if name not in ("wall_s", "versions")} == {
         "steps": 3, "seed": 0, "reward_before": 0.25, "gold_before": 0.5, "reward_after": 0.75, "gold_after": 0.625,
         "greedy_reward_after": 1.0, "kl": 1.5, "stopped": None, "best_step": 2, "samples_per_s": 12.0,
-        "peak_rss_gb": 1.5, "max_logprob_gap": 1e-5, "num_test_prompts": 6, "weights_checksum": "ab"}
+        "peak_rss_gb": 1.5, "max_logprob_gap": 1e-5, "num_test_prompts": 6, "weights_checksum": "ab",
+        "ledger": {"next": 24}}
     assert summary["wall_s"]["loop"] == 4.0 and "ray" in summary["versions"]
 
 

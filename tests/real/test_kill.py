@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,25 +31,44 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return ["launch/train.py", "configs/quickstart.yaml", f"output_dir={folder}", *TINY, *overrides]
 
 
-@contextmanager
-def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    """The run as a process, with a session of its own; ended, with all that it started, on the way out."""
-    with subprocess.Popen([sys.executable, *command(folder, *overrides)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, start_new_session=True) as process:
+class Attempt:
+    """The run as a process of its own, which prints into a file beside its folder."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        self._log = folder.with_suffix(".log")
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen([sys.executable, *command(folder, *overrides)], cwd=ROOT, stdout=log,
+                                            stderr=subprocess.STDOUT, start_new_session=True)
+
+    @property
+    def printed(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, is_time: Callable[[], bool], limit_s: float = 240.0) -> None:
+        deadline = time.monotonic() + limit_s
+        while not is_time():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.printed[-3000:]
+            time.sleep(0.01)
+
+    def ends_within(self, seconds: float) -> bool:
         try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        assert self.process.returncode == 0, self.printed[-3000:]
+        return True
 
 
-def wait_for(process: subprocess.Popen[str], is_time: Callable[[], bool], limit_s: float = 240.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not is_time():
-        if process.poll() is not None:
-            raise AssertionError(process.communicate()[0][-3000:])
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+@contextmanager
+def started(folder: Path, *overrides: str) -> Iterator[Attempt]:
+    """An attempt that is ended, with all that it started, on the way out."""
+    attempt = Attempt(folder, *overrides)
+    try:
+        yield attempt
+    finally:
+        if attempt.process.poll() is None:
+            os.killpg(attempt.process.pid, signal.SIGKILL)
+            attempt.process.wait()
 
 
 def num_steps(folder: Path) -> int:
@@ -88,24 +108,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def kill_at_random(folder: Path, chance: random.Random, num_kills: int, *overrides: str) -> int:
-    """kill -9 of the driver, and of nothing else, so many times, each at a random moment after the first actors are
-    there; then lets the run end. Returns how many kills there were: the run may end before."""
+def kill_at_random(folder: Path, chance: random.Random, num_kills: int) -> int:
+    """kill -9 of the driver, and of nothing else, so many times, each at a random moment after its actors are there;
+    then lets the run end. Returns how many kills there were: the run may end before."""
     for number in range(num_kills):
-        before = num_steps(folder)
-        with started(folder, *overrides) as process:
+        aim = min(num_steps(folder) + chance.randint(0, 2), STEPS)
+        with started(folder) as attempt:
             # A kill before anything happens proves little: mostly some way into a step, a sync or a checkpoint.
-            aim = min(before + chance.randint(0, 2), STEPS)
-            wait_for(process, lambda aim=aim: num_steps(folder) >= aim)
-            try:
-                process.wait(chance.uniform(0.0, 2.5))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                continue
-            assert process.returncode == 0, process.communicate()[0][-3000:]
-            return number
-    done = launch(*command(folder, *overrides))
+            attempt.wait_for(lambda: "all actors ready" in attempt.printed)
+            attempt.wait_for(lambda aim=aim: num_steps(folder) >= aim)
+            if attempt.ends_within(chance.uniform(0.0, 2.5)):
+                return number
+            attempt.process.kill()
+            attempt.process.wait()
+    done = launch(*command(folder))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return num_kills
 
@@ -130,16 +146,17 @@ def test_twenty_kills_at_random_moments_leave_the_same_bytes(whole: Path, tmp_pa
 def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(whole: Path, tmp_path: Path) -> None:
     """A second process is refused meanwhile; and then the newest of two checkpoints has a byte that flipped."""
     folder = tmp_path / "asked"
-    with started(folder) as process:
-        wait_for(process, lambda: num_steps(folder) >= 2)
+    with started(folder) as attempt:
+        attempt.wait_for(lambda: (folder / "lock").is_file())
         refused = launch(*command(folder))
         assert refused.returncode == 2
-        assert f"process {process.pid} on {os.uname().nodename} is using" in refused.stderr, refused.stderr[-2000:]
-        process.send_signal(signal.SIGTERM)
-        printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, printed[-3000:]
-    assert "ended by SIGTERM after step " in printed
-    assert printed.strip().endswith("; the same command goes on from there"), printed[-3000:]
+        holder = f"process {attempt.process.pid} on {os.uname().nodename} is using"
+        assert holder in refused.stderr, refused.stderr[-2000:]
+        attempt.wait_for(lambda: num_steps(folder) >= 2)
+        attempt.process.send_signal(signal.SIGTERM)
+        assert attempt.ends_within(120), attempt.printed[-3000:]
+        last = attempt.printed.splitlines()[-1]
+    assert re.fullmatch(r"ended by SIGTERM after step [23]; the same command goes on from there", last), last
     before, newest = sorted((folder / "checkpoints").iterdir())
     (damaged,) = (newest / "learner" / "state").glob("*model_states.pt")
     with damaged.open("r+b") as file:
