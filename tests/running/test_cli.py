@@ -86,3 +86,41 @@ def test_check_stops_before_the_body_and_refuses_as_it_would(call, tmp_path):
     (tmp_path / "full" / "notes.txt").write_text("mine")
     code, error = call(seen.append, "--check", f"output_dir={tmp_path / 'full'}")
     assert (code, seen) == (2, []) and "holds files of no run" in error
+
+
+@pytest.fixture
+def plan_call(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text(SMALL)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+    def call(plan, *arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / "config.yaml"), *arguments])
+        with warnings.catch_warnings():
+            return main(TrainConfig, "Trains.", failing(AssertionError("the body is not run")), plan)
+
+    return call
+
+
+@pytest.mark.parametrize(("arguments", "cluster"), [
+    (["--plan"], None), (["--plan", "seed=4"], None), (["seed=4", "--plan"], None),
+    (["--plan", "cluster.yaml"], "cluster.yaml"), (["--plan", "cluster.yaml", "seed=4"], "cluster.yaml")])
+def test_a_plan_is_made_in_place_of_the_run(plan_call, tmp_path, arguments, cluster):
+    seen = []
+    assert plan_call(lambda *asked: seen.append(asked), *arguments) == 0
+    (config, name, file), = seen
+    assert (name, file) == (str(tmp_path / "config.yaml"), cluster)
+    assert config.seed == (4 if "seed=4" in arguments else 0)
+
+
+def test_a_plan_that_does_not_fit_ends_with_the_code_of_a_mistake(plan_call, capsys):
+    def refuse(*_):
+        raise UserError("placement must fit")
+
+    assert plan_call(refuse, "--plan") == 2
+    assert capsys.readouterr().err == "error: placement must fit\n"
+
+
+def test_a_launcher_without_a_plan_has_no_such_option(call, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call(None, "--plan")
+    assert ended.value.code == 2 and "unrecognized arguments: --plan" in capsys.readouterr().err

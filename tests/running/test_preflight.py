@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import re
 
 import pytest
 
@@ -8,11 +10,20 @@ from rlaif.config.evaluation import EvaluationConfig, StopConfig
 from rlaif.config.learner import CriticConfig, LoraConfig
 from rlaif.config.prompts import PromptsConfig
 from rlaif.config.reward_parts import RewardPartConfig
-from rlaif.config.train import EngineConfig, ExplainerConfig, ModelConfig, RewardConfig, TrainConfig
+from rlaif.config.train import (
+    EngineConfig,
+    ExplainerConfig,
+    ModelConfig,
+    PlacementConfig,
+    RewardConfig,
+    RoleConfig,
+    RolloutConfig,
+    TrainConfig,
+)
 from rlaif.esfp.reward_model import RewardModel
 from rlaif.esfp.reward_spec import RewardSpec, read_spec
 from rlaif.esfp.slots import Slot, SlotTemplate
-from rlaif.running.preflight import check_train
+from rlaif.running.preflight import check_devices, check_train
 
 
 @pytest.fixture
@@ -172,3 +183,38 @@ def test_updates_that_do_not_fit_rollouts_rewards_or_models_are_refused(config, 
     with pytest.raises(UserError) as caught:
         check_train(config)
     assert str(caught.value).startswith(message)
+
+
+def shared(**changed):
+    """Rollouts and learners that share GPUs in turn; `changed` by the dotted key, dots as two underscores."""
+    config = TrainConfig(
+        rollout=RolloutConfig(engine=EngineConfig(sleeps=True)),
+        placement=PlacementConfig(rollout=RoleConfig(num_actors=2, num_gpus=0.5, beside="learner"),
+                                  learner=RoleConfig(num_actors=2, num_gpus=0.5)))
+    for key, value in changed.items():
+        *path, name = key.split("__")
+        setattr(functools.reduce(getattr, path, config), name, value)
+    return config
+
+
+def test_engines_and_learners_may_share_gpus_in_turn():
+    check_devices(shared())
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"rollout__engine__sleeps": False, "placement__rollout__beside": None},
+     "placement.learner.num_gpus must be 1 for each of 2 ranks, NCCL wants no two on a GPU, got 0.5"),
+    ({"placement__rollout__num_gpus": 0.0, "placement__learner__num_gpus": 1.0},
+     "rollout.engine.sleeps must be false without GPUs, got true with placement.rollout.num_gpus = 0"),
+    ({"pipeline__max_staleness": 1, "pipeline__reproducible": False},
+     "rollout.engine.sleeps must be false with pipeline.max_staleness = 1, got true"),
+    ({"placement__rollout__beside": None, "placement__learner__num_gpus": 1.0},
+     "rollout.engine.sleeps must be false unless rollouts and learners share GPUs, got true; set "
+     "placement.rollout.beside=learner"),
+    ({"explainer__engine__sleeps": True}, "explainer.engine.sleeps must be false, got true: only rollout engines"),
+    ({"reward__engine__sleeps": True}, "reward.engine.sleeps must be false, got true: only rollout engines sleep"),
+    ({"placement__rollout__num_gpus": 0.75}, "placement.rollout.num_gpus must share one GPU with learner"),
+])
+def test_sharing_that_would_fail_or_do_nothing_is_refused(changed, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_devices(shared(**changed))
