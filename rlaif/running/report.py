@@ -42,15 +42,12 @@ class Report:
         self._append(METRICS_FILE, _line(step, {name: value for name, value in values.items() if name not in timings}))
         if timings:
             self._append(TIMINGS_FILE, _line(step, timings))
-        for name, value in {**values, **timings}.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+        self._show({**values, **timings}, step)
 
     def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
         """Writes the figures on held-out prompts after `step` to evaluations.jsonl, and to TensorBoard as test/..."""
         self._append(EVALUATIONS_FILE, _line(step, figures))
-        for name, value in figures.items():
-            self._board.add_scalar(f"test/{name}", value, step)
+        self._show({f"test/{name}": value for name, value in figures.items()}, step)
 
     def rewind(self, step: int) -> None:
         """Forgets the numbers of steps after `step`: a run that is taken up again writes them anew."""
@@ -64,7 +61,7 @@ class Report:
             if kept != path.stat().st_size:
                 with told(self.folder):
                     os.truncate(path, kept)
-        self._board.close()
+        self._close_board()
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def sizes(self) -> dict[str, int]:
@@ -75,7 +72,19 @@ class Report:
         return {path.name: path.stat().st_size for path in self._files if path.name != TIMINGS_FILE}
 
     def close(self) -> None:
-        self._board.close()
+        self._close_board()
+
+    def _show(self, values: Mapping[str, Any], step: int) -> None:
+        with told(self.folder):
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
+
+    def _close_board(self) -> None:
+        try:
+            self._board.close()
+        except OSError as error:        # its thread has failed before; what is in the other files is whole
+            self.say(f"{self.folder / 'tensorboard'} is incomplete: {error.strerror}")
 
     @property
     def _files(self) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import torch
 
 from rlaif.config.learner import LearnerConfig
 from tests.helpers import zero_ranks
+from tests.helpers.disks import small_disk
 
 
 @pytest.mark.parametrize(("zero_stage", "world_size", "atol"), [(0, 1, 1e-6), (1, 3, 1e-6), (2, 2, 0.0), (3, 1, 1e-6)])
@@ -42,16 +42,9 @@ def test_a_disk_that_is_full_is_told_as_that(tmp_path: Path, monkeypatch: pytest
     """torch.save does not say why it failed."""
     from actors import zero_state
 
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     engine = SimpleNamespace(save_checkpoint=lambda folder, **_: torch.save(
         {"weights": torch.zeros(1 << 20)}, Path(folder) / "state.pt"))
-    try:
-        with pytest.raises(OSError) as full:
-            zero_state.save(engine, str(disk), {}, LearnerConfig())
-        assert full.value.errno == errno.ENOSPC
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+    with small_disk(tmp_path / "disk", 2) as disk, pytest.raises(OSError) as full:
+        zero_state.save(engine, str(disk), {}, LearnerConfig())
+    assert full.value.errno == errno.ENOSPC

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from rlaif.config.checks import UserError
 from rlaif.running import checkpoints as module
 from rlaif.running.checkpoints import Checkpoints
 from rlaif.running.manifest import MANIFEST, Damaged, entries_of, seal, verify
+from tests.helpers.disks import small_disk
 
 FILES = {"run.json": b'{"step": 1}\n', "learner/rank-0.pt": bytes(range(256)) * 9, "learner/empty.pt": b"",
          "portion/0.arrow": b"ARROW1"}
@@ -204,18 +204,6 @@ def newest_fails(store: Checkpoints, why: str) -> bool:
     with pytest.raises(Damaged, match=why):
         verify(store.path(store.steps[-1]))
     return True
-
-
-@contextmanager
-def small_disk(folder: Path, megabytes: int):
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], capture_output=True,
-                      check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_full_disk_is_told_in_one_line_and_older_checkpoints_are_whole(tmp_path):

@@ -1,11 +1,14 @@
 import io
 import json
+import shutil
 import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlaif.config.checks import UserError
 from rlaif.running.report import Report, Stopwatch, before_after_table, sample_lines, stage_lines, write_json
+from tests.helpers.disks import small_disk
 
 VALUES = {
     "reward": 0.5, "gold": 0.25, "fluent": 1.0, "kl_per_token": 0.125, "max_logprob_gap": 1e-6,
@@ -184,6 +187,23 @@ def test_tensorboard_shows_the_numbers_of_every_step(tmp_path):
     board.Reload()
     assert sorted(board.Tags()["scalars"]) == ["num_cut", "reward"]
     assert [(event.step, event.value) for event in board.Scalars("reward")] == [(1, 0.5), (2, 1.0)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")     # TensorBoard's own thread
+def test_a_full_disk_is_told_in_one_line_and_leaves_whole_lines(tmp_path):
+    console = io.StringIO()
+    with small_disk(tmp_path / "disk", 1) as disk:
+        report = Report(disk, console)
+        with pytest.raises(UserError, match=r"output_dir must take what the run writes, got 'No space left on device"):
+            for step in range(1, 100_000):
+                report.step(step, {f"figure_{number}": 0.5 for number in range(50)})
+        report.close()
+        shutil.rmtree(disk / "tensorboard")
+        again = Report(disk, console)
+        again.rewind(step - 2)
+        again.close()
+        lines = [json.loads(line) for line in (disk / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, step - 1))
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
