@@ -1,0 +1,1 @@
+"""How work flows while nothing is lost: staleness, ledger, engine health, budgets."""
