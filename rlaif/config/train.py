@@ -288,9 +288,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         not_negative(self, "seed")
         positive(self, "steps")
-        require(self.pipeline.max_staleness == 0 or not self.rollout.engine.sleeps, "rollout.engine.sleeps",
-                f"false with pipeline.max_staleness {self.pipeline.max_staleness}, where engines write while the "
-                "learners learn", self.rollout.engine.sleeps)
         if self.output_dir != MISSING:      # a whole configuration, not its defaults alone
             for split in ("test", "train"):
                 self.prompts.sets(split)

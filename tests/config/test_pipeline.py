@@ -2,7 +2,6 @@ import pytest
 
 from rlaif.config.checks import UserError
 from rlaif.config.pipeline import PipelineConfig
-from rlaif.config.train import EngineConfig, RolloutConfig, TrainConfig
 
 
 def test_a_synchronous_run_is_reproducible_unless_it_need_not_be():
@@ -24,9 +23,3 @@ def test_a_synchronous_run_is_reproducible_unless_it_need_not_be():
 def test_what_cannot_be_is_refused_by_its_name(fields, message):
     with pytest.raises(UserError, match=message):
         PipelineConfig(**fields)
-
-
-def test_engines_that_sleep_while_the_learners_learn_cannot_run_ahead():
-    with pytest.raises(UserError, match=r"engine\.sleeps must be false with pipeline.max_staleness 1, where .* got True"):
-        TrainConfig(pipeline=PipelineConfig(max_staleness=1), rollout=RolloutConfig(engine=EngineConfig(sleeps=True)))
-    TrainConfig(rollout=RolloutConfig(engine=EngineConfig(sleeps=True)))
