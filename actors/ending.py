@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import ray
 from ray._private.state import state as cluster_state  # ray.train watches for preemption in the same way
+from ray._private.worker import global_worker
 
 POLL_S = 5.0        # seconds between looks at the nodes
 T = TypeVar("T")
@@ -79,10 +80,17 @@ class Ending:
 
 
 def draining_nodes() -> list[str]:
-    """Nodes whose end has been announced to Ray; none where Ray does not answer."""
+    """Nodes that this run is on and whose end has been announced to Ray; none where Ray does not answer."""
     if not ray.is_initialized():
         return []
     try:
-        return sorted(cluster_state.get_draining_nodes())
+        draining = set(cluster_state.get_draining_nodes())
+        return sorted(draining & _own_nodes()) if draining else []
     except Exception:       # an outage of the head node is told by the calls that wait for it
         return []
+
+
+def _own_nodes() -> set[str]:
+    """Nodes of this driver and its actors. Others may come and go, as idle ones do under an autoscaler."""
+    actors = cluster_state.actor_table(None, job_id=global_worker.current_job_id, actor_state_name="ALIVE")
+    return {global_worker.current_node_id.hex()} | {actor["Address"]["NodeID"] for actor in actors.values()}

@@ -17,6 +17,7 @@ from rlaif.config.files import resolved_yaml
 from rlaif.running.lock import LOCK_FILE
 
 CONFIG_FILE, DONE_FILE = "config.yaml", "done"
+_BESIDE = CONFIG_FILE + ".partial"
 METRICS_FILE, EVALUATIONS_FILE, TIMINGS_FILE = "metrics.jsonl", "evaluations.jsonl", "timings.jsonl"
 
 # Where a run lies, on what and how carefully it runs: it stays the same run.
@@ -41,7 +42,7 @@ def refuse_other_run(output_dir: str, config: Any) -> bool:
             raise UserError(f"output_dir must be new or of the same run, got {output_dir!r}, which holds another run "
                             f"({found}); choose another output_dir or remove that one")
         return (folder / DONE_FILE).is_file()
-    if folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir()):
+    if folder.is_dir() and any(path.name not in (LOCK_FILE, _BESIDE) for path in folder.iterdir()):
         raise UserError(f"output_dir must be new or of the same run, got {output_dir!r}, which holds files of no run; "
                         "choose another output_dir")
     return False
@@ -80,7 +81,8 @@ def claim(output_dir: str, config: Any, *, anew: bool = True) -> None:
         for name in (METRICS_FILE, EVALUATIONS_FILE, TIMINGS_FILE):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    (folder / CONFIG_FILE).write_text(resolved_yaml(config), encoding="utf-8")
+    (folder / _BESIDE).write_text(resolved_yaml(config), encoding="utf-8")
+    (folder / _BESIDE).rename(folder / CONFIG_FILE)     # whole or not at all: half of it would be another run
 
 
 def finish(output_dir: str) -> None:

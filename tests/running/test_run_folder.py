@@ -95,6 +95,14 @@ def test_a_configuration_of_another_kind_or_none_is_refused(folder, tmp_path):
         refuse_other_run(folder, config(folder))
 
 
+def test_an_attempt_that_was_killed_while_it_wrote_its_configuration_is_no_other_run(folder, tmp_path):
+    (tmp_path / "outputs" / "run").mkdir(parents=True)
+    (tmp_path / "outputs" / "run" / "config.yaml.partial").write_text("seed")
+    assert refuse_other_run(folder, config(folder)) is False
+    claim(folder, config(folder))
+    assert sorted(path.name for path in (tmp_path / "outputs" / "run").iterdir()) == ["config.yaml"]
+
+
 def test_files_that_are_no_run_are_refused(folder, tmp_path):
     (tmp_path / "outputs" / "run").mkdir(parents=True)
     assert refuse_other_run(folder, config(folder)) is False
