@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlaif.planning.cluster import GIB, Node
-from rlaif.planning.memory import ASLEEP, Item, total
+from rlaif.planning.memory import ASLEEP, KV_CACHE, Item, total
 
 __all__ = ["Actor", "Shortage", "gpu_load", "host_load", "shortages"]
 
@@ -17,7 +17,7 @@ _CURES = {
     "weights": "learner.zero_stage=3, tensor_parallel_size, or fewer actors on it",
     "reference": "learner.lora.rank, or algorithm.kl_coefficient=0",
     "activations": "learner.activation_checkpointing=true, or fewer learner.micro_batch_tokens",
-    "KV cache": "a lower engine.gpu_memory_utilization, or rollout.engine.sleeps=true beside learners",
+    KV_CACHE: "a lower engine.gpu_memory_utilization, or rollout.engine.sleeps=true beside learners",
     "loading": "fewer learners on a node", "process": "fewer actors on a node",
 }
 

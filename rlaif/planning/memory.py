@@ -29,6 +29,7 @@ _BUCKET, _LIVE = 5e8, 1e9
 _CHUNK_LOGITS = {False: 1 << 20, True: 1 << 26}
 # Tokens of a prefill that vLLM tries out at its start: max_num_batched_tokens.
 _PREFILL = 8192
+KV_CACHE = "KV cache and working memory"
 ASLEEP = 1.5 * GIB      # of an engine that sleeps: CUDA's own, graphs, what the allocator does not hold
 
 
@@ -169,8 +170,8 @@ def kv_bytes(model: Shape, config: EngineConfig) -> float:
 def engine_memory(model: Shape, config: EngineConfig, gpu: GpuKind | None) -> Engine:
     """An engine on GPUs of kind `gpu`, or on CPUs.
 
-        GPU: gpu_memory_utilization M together; of it weights b P / tensor_parallel_size, working memory for a prefill
-             of 8192 tokens and the logits of max_num_seqs (estimates), and the rest KV cache
+        GPU: gpu_memory_utilization M together: weights b P / tensor_parallel_size, and the rest; of that an estimate of
+             the working memory for a prefill of 8192 tokens and the logits of max_num_seqs goes off the KV cache
         CPU: weights b P and kv_cache_mb
     """
     b, size = BYTES[config.dtype], config.tensor_parallel_size
@@ -183,8 +184,8 @@ def engine_memory(model: Shape, config: EngineConfig, gpu: GpuKind | None) -> En
     working = (_PREFILL * b * (8 * model.hidden_size + 3 * model.intermediate_size / size)
                + config.max_num_seqs * model.vocab_size * (b + 8) + _CUDA)
     cache = max(0.0, budget - weights - working)
-    items = [Item("weights", weights, "gpu"), Item("working memory", min(working, max(0.0, budget - weights)), "gpu"),
-             Item("KV cache", cache, "gpu"), *(item for item in process(True) if item.place == "host")]
+    items = [Item("weights", weights, "gpu"), Item(KV_CACHE, max(0.0, budget - weights), "gpu"),
+             *(item for item in process(True) if item.place == "host")]
     if config.sleeps:       # vLLM keeps the weights of an engine that sleeps on the host
         items.append(Item("weights asleep", weights, "host"))
     return Engine(items, budget - weights, int(cache // sequence))

@@ -190,7 +190,8 @@ class _Planner:
         if name not in self._engines or (self._kind(name) is None and self._roles[name].num_gpus):
             return ""
         config = self._engines[name][1]
-        return f"KV cache for {self._num_sequences(name)} sequences of {config.max_model_len} tokens a time"
+        about = "about " if self._roles[name].num_gpus else ""
+        return f"KV cache for {about}{self._num_sequences(name)} sequences of {config.max_model_len} tokens at a time"
 
     def _seconds(self, name: str) -> float | None:
         role, gpu, load = self._roles[name], self._kind(name), self._load

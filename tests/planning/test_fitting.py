@@ -2,7 +2,7 @@ import pytest
 
 from rlaif.planning.cluster import GIB, GpuKind, Node
 from rlaif.planning.fitting import Actor, gpu_load, host_load, shortages
-from rlaif.planning.memory import ASLEEP, Item
+from rlaif.planning.memory import ASLEEP, KV_CACHE, Item
 
 NODE = Node("n", 8, 2, 100 * GIB, GpuKind("small", 40 * GIB, 1, 1))
 
@@ -13,7 +13,7 @@ def actor(role, number, gpus, *items, node=0):
 
 LEARNER = actor("learner", 0, (0,), ("weights", 10, "gpu"), ("activations", 20, "gpu", False, False),
                 ("loading", 15, "host", False, False))
-ENGINE = actor("rollout", 0, (0,), ("weights", 10, "gpu"), ("KV cache", 15, "gpu"), ("process", 2, "host", False))
+ENGINE = actor("rollout", 0, (0,), ("weights", 10, "gpu"), (KV_CACHE, 15, "gpu"), ("process", 2, "host", False))
 
 
 def test_a_gpu_carries_everyone_on_it_at_once():
@@ -38,8 +38,8 @@ def test_what_does_not_fit_is_told_as_a_sum_with_its_largest_parts_cure():
     assert not lack.is_known
     assert lack.told == (
         "GPU of n:0 must hold what lies on it, got learner (weights 10.0 + activations 20.0) + rollout (weights 10.0 + "
-        "KV cache 15.0) = 55.0 of 40.0 GiB by estimate; try learner.activation_checkpointing=true, or fewer "
-        "learner.micro_batch_tokens")
+        "KV cache and working memory 15.0) = 55.0 of 40.0 GiB by estimate; try learner.activation_checkpointing=true, or "
+        "fewer learner.micro_batch_tokens")
 
 
 def test_what_is_known_is_told_without_the_estimates():

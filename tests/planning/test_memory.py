@@ -110,8 +110,9 @@ def test_an_engine_takes_its_share_of_the_gpu_and_the_rest_is_kv_cache(qwen):
     engine = engine_memory(qwen, config, GPU_KINDS["H100"])
     assert total(engine.items, "gpu") == pytest.approx(0.5 * 79.6 * GIB)
     assert engine.room == pytest.approx(0.5 * 79.6 * GIB - 2 * P)
-    cache = next(item.bytes for item in engine.items if item.name == "KV cache")
-    assert engine.num_sequences == int(cache // (57_344 * 4096)) and cache < engine.room
+    # 8192 tokens of a prefill, logits of 128 sequences, CUDA: estimates that go off it.
+    working = 8192 * 2 * (8 * 3584 + 3 * 18944) + 128 * 152064 * 10 + GIB
+    assert engine.num_sequences == int((engine.room - working) // (57_344 * 4096)) == 105
 
 
 def test_an_engine_on_a_cpu_takes_what_it_is_given(qwen):

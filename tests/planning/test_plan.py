@@ -9,6 +9,7 @@ from rlaif.config.checks import UserError
 from rlaif.config.files import load
 from rlaif.config.train import TrainConfig
 from rlaif.planning.cluster import GIB, GPU_KINDS, Cluster, Node, read_cluster
+from rlaif.planning.memory import KV_CACHE
 from rlaif.planning.plan import make_plan
 from rlaif.planning.table import table
 from rlaif.running.preflight import check_devices
@@ -135,7 +136,7 @@ def test_a_described_judge_that_writes_is_an_engine():
     plan = planned("one_node", "one_node", "reward.model=Qwen/Qwen2.5-7B-Instruct", "placement.slot.num_gpus=1",
                    "placement.slot.num_actors=1", "reward.engine.dtype=bfloat16", "reward.engine.max_model_len=3072")
     slot = next(row for row in plan.rows if row.role == "slot")
-    assert "KV cache" in {item.name for item in slot.actors[0].items} and slot.remark.startswith("KV cache for ")
+    assert KV_CACHE in {item.name for item in slot.actors[0].items} and slot.remark.startswith("KV cache for ")
 
 
 def test_a_step_is_as_long_as_its_longest_way():
@@ -157,7 +158,8 @@ def test_larger_gpus_leave_more_room_and_faster_ones_take_less_time():
 def test_the_table_says_role_place_memory_and_seconds():
     text = "\n".join(table(planned("one_node four_nodes", "four_nodes"), "four_nodes"))
     for line in ("learner    16      16 x 1  16 x 8  ", "learn-0:0-7  learn-1:0-7",
-                 "weights 14.19 + working memory 2.49 + KV cache 54.97", "reference 14.19 + activations ~6.94",
+                 "weights 14.19 + KV cache and working memory 57.45",
+                 "KV cache for about 335 sequences of 3072 tokens", "reference 14.19 + activations ~6.94",
                  "reward   reward   8 of 8 H100", "6 explainer, 2 slot", "asynchronous, max_staleness 1",
                  "an estimate by arithmetic alone", "object store: about"):
         assert line in text
