@@ -38,8 +38,8 @@ def test_what_does_not_fit_is_told_as_a_sum_with_its_largest_parts_cure():
     assert not lack.is_known
     assert lack.told == (
         "GPU of n:0 must hold what lies on it, got learner (weights 10.0 + activations 20.0) + rollout (weights 10.0 + "
-        "KV cache and working memory 15.0) = 55.0 of 40.0 GiB by estimate; try learner.activation_checkpointing=true, or "
-        "fewer learner.micro_batch_tokens")
+        "KV cache and working memory 15.0) = 55.0 of 40.0 GiB by estimate; try learner.activation_checkpointing=true, "
+        "or fewer learner.micro_batch_tokens")
 
 
 def test_what_is_known_is_told_without_the_estimates():

@@ -163,3 +163,29 @@ def test_the_table_says_role_place_memory_and_seconds():
                  "reward   reward   8 of 8 H100", "6 explainer, 2 slot", "asynchronous, max_staleness 1",
                  "an estimate by arithmetic alone", "object store: about"):
         assert line in text
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "algorithms").glob("*.yaml")))
+def test_every_algorithm_can_be_planned(name):
+    planned(f"quickstart algorithms/{name}", HERE).refuse(estimates=True)
+
+
+def test_a_critic_of_its_own_is_counted():
+    def weights(*overrides):
+        learner = planned("quickstart algorithms/ppo", HERE, *overrides).rows[-1]
+        return next(item.bytes for item in learner.actors[0].items if item.name == "weights")
+
+    assert weights("learner.critic.model=policy") == 2 * weights("learner.critic.model=null")
+
+
+def test_rules_alone_need_no_judge_and_no_explainer():
+    plan = planned("quickstart", HERE, "reward.model=null",
+                   "rewards=[{kind: length_penalty, options: {longest: 9}}]")
+    assert [row.role for row in plan.rows] == ["rollout", "functions", "learner"]
+    plan.refuse(estimates=True)
+
+
+def test_a_gold_judge_weighs_no_more_than_its_process():
+    plan = planned("quickstart", HERE, "reward.model=gold:scenes")
+    slot = next(row for row in plan.rows if row.role == "slot")
+    assert [item.name for item in slot.actors[0].items] == ["process"] and slot.seconds is None
