@@ -92,7 +92,9 @@ class Pool:
         return [self._name(place) for place in self._places if place.health.state is State.STARTING]
 
     def figures(self) -> dict[str, float]:
-        """Counts since the start: <count>_<role>; and how many are ready now."""
+        """Counts since the start: <count>_<role>; and how many are ready now. Nothing of a role without actors."""
+        if not self._places:
+            return {}
         names = ("restarts", "hung", "calls_again", "missed_syncs")
         return {f"{name}_{self.role}": self._counts[name] for name in names if self._counts[name]} | {
             f"ready_{self.role}": sum(health.is_ready for health in self.health)}

@@ -53,11 +53,9 @@ class Training:
         raise AssertionError(f"no line with {pattern!r} in {limit_s:g} s:\n{self.printed[-4000:]}")
 
     def actor(self, kind: str) -> psutil.Process:
-        """The process of the only actor of class `kind`; Ray calls it ray::<kind>, with or without a method."""
-        found = [process for process in psutil.Process(self.process.pid).children(recursive=True)
-                 if re.match(rf"ray::{kind}\b", " ".join(process.cmdline()))]
-        assert len(found) == 1, (kind, [process.cmdline() for process in found])
-        return found[0]
+        """The process of the last actor of class `kind`; Ray calls it ray::<kind>, with or without a method."""
+        return [process for process in psutil.Process(self.process.pid).children(recursive=True)
+                if re.match(rf"ray::{kind}\b", " ".join(process.cmdline()))][-1]
 
     def end(self) -> int:
         return self.process.wait(240.0)
@@ -69,7 +67,8 @@ class Training:
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Training, dict[str, float]]]:
-    training = Training(tmp_path_factory.mktemp("faults") / "run", "faults.hang_s=20", "faults.ping_s=10")
+    training = Training(tmp_path_factory.mktemp("faults") / "run", "faults.hang_s=20", "faults.ping_s=10",
+                        "checkpoint.every=2")
     seconds = {}
     try:
         for step, (kind, name) in enumerate((("RolloutActor", "rollout-0"), ("ExplainerActor", "explainer-0"),
@@ -80,8 +79,12 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trainin
             seconds[name] = training.until(rf"{name} serves again after") - began
         # A living actor whose engine dies is of no more use.
         training.until(rf"^step 4/{NUM_STEPS}\b")
-        engine, = training.actor("RolloutActor").children(recursive=True)
-        os.kill(engine.pid, signal.SIGKILL)
+        for child in training.actor("RolloutActor").children(recursive=True):
+            if "EngineCore" in " ".join(child.cmdline()):
+                os.kill(child.pid, signal.SIGKILL)
+        # A learner that dies takes what the gang has learnt since the last checkpoint with it.
+        training.until(rf"^step 5/{NUM_STEPS}\b")
+        os.kill(training.actor("LearnerActor").pid, signal.SIGKILL)
         training.end()
         yield training, seconds
     finally:
@@ -104,6 +107,13 @@ def test_every_restart_is_counted_and_told(survived) -> None:
     assert (last["restarts_rollout"], last["restarts_explainer"], last["restarts_slot"]) == (2, 1, 1)
     for name in ("rollout-0", "explainer-0", "slot-0"):
         assert f"{name} is lost (" in training.printed and f"{name} serves again after" in training.printed
+
+
+def test_learners_that_are_lost_start_anew_from_the_last_checkpoint(survived) -> None:
+    training, _ = survived
+    assert training.steps[-1]["restarts_learner"] == 1
+    assert "learners are lost (learner-1: ActorDiedError" in training.printed
+    assert "goes on after step 4" in training.printed
 
 
 def test_a_killed_rollout_actor_serves_again_in_time(survived) -> None:
