@@ -55,10 +55,10 @@ def parsed(url):
     return found
 
 
-def value(exported, name, **tags):
-    fitting = [number for there, number in exported[f"ray_rlaif_{name}"] if there["run"] == "run7" and all(
+def value(exported, metric, **tags):
+    fitting = [number for there, number in exported[f"ray_rlaif_{metric}"] if there["run"] == "run7" and all(
         there.get(key) == text for key, text in tags.items())]
-    assert len(fitting) == 1, (name, tags, exported[f"ray_rlaif_{name}"])
+    assert len(fitting) == 1, (metric, tags, exported[f"ray_rlaif_{metric}"])
     return fitting[0]
 
 
