@@ -154,8 +154,8 @@ class Fleet:
         await self._tell_engines(lambda actor: actor.sleep.remote())
         try:
             yield
-        finally:
             await self.learners.release()
+        finally:
             await self._tell_engines(lambda actor: actor.wake.remote())
 
     async def _tell_engines(self, call: Callable[[Any], Awaitable[None]]) -> None:
