@@ -87,6 +87,8 @@ def test_the_defaults_of_every_field_are_in_range(kind):
         (RoleConfig, "num_actors", [0]),
         (RoleConfig, "num_cpus", [0.0, -1.0]),
         (RoleConfig, "num_gpus", [-1.0]),
+        (RoleConfig, "strategy", ["PAC"]),
+        (RoleConfig, "pool", ["", "two words", "-x", "a" * 64]),
         (PlacementConfig, "strategy", ["CLOSE"]),
         (PlacementConfig, "ready_timeout_s", [0.0]),
         (EvaluationConfig, "gold", ["silver"]),
@@ -167,3 +169,10 @@ def test_the_choices_of_the_config_are_those_of_the_modules_that_serve_them():
         JudgedDataConfig("rows.jsonl", kind=kind)
     for name in GOLD:
         EvaluationConfig(gold=name)
+
+
+def test_a_role_beside_another_goes_where_that_one_goes():
+    RoleConfig(beside="learner")
+    for own in ({"pool": "reward"}, {"strategy": "SPREAD"}):
+        with pytest.raises(UserError, match=r"^beside must be null with a pool or strategy of its own, got 'learner'$"):
+            RoleConfig(beside="learner", **own)
