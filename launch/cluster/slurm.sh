@@ -10,7 +10,7 @@
 #SBATCH --signal=B:TERM@300
 #SBATCH --requeue
 # A Ray cluster inside one Slurm job, and a run on it, from the project's folder on shared storage:
-#   sbatch launch/cluster/slurm.sh configs/one_node.yaml configs/four_nodes.yaml [key=value ...]
+#   sbatch launch/cluster/slurm.sh configs/four_nodes.yaml [key=value ...]
 # RLAIF_POOLS names each node's pool in order (placement.*.pool); --nodes must be as many. Five minutes before the time
 # limit the run saves and ends; the same command again, or Slurm's own requeue, goes on.
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Hands a run to the Ray cluster that RAY_ADDRESS names, or that runs here, and follows its log:
-#   bash launch/cluster/submit.sh configs/one_node.yaml configs/four_nodes.yaml [key=value ...]
+#   bash launch/cluster/submit.sh configs/four_nodes.yaml [key=value ...]
 # The same command again goes on where the run stood.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -19,11 +19,10 @@ def plan(*arguments):
 
 
 def test_the_launcher_prints_the_plan_of_a_described_cluster_and_starts_nothing():
-    done = plan("configs/one_node.yaml", "configs/four_nodes.yaml", "--plan", "configs/clusters/four_nodes.yaml")
+    done = plan("configs/four_nodes.yaml", "--plan", "configs/clusters/four_nodes.yaml")
     assert (done.returncode, done.stderr) == (0, "")
     first, *_, last = done.stdout.splitlines()
-    assert first == ("plan of configs/one_node.yaml configs/four_nodes.yaml on configs/clusters/four_nodes.yaml, "
-                     "described") and last == "fits"
+    assert first == "plan of configs/four_nodes.yaml on configs/clusters/four_nodes.yaml, described" and last == "fits"
 
 
 def test_the_launcher_refuses_what_does_not_fit_with_the_sum_and_code_2():

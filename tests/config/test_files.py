@@ -8,10 +8,13 @@ from rlaif.config.dpo import DpoConfig
 from rlaif.config.files import config_hash, load, resolved_yaml
 from rlaif.config.reward import EvaluateConfig, RewardTrainConfig
 from rlaif.config.train import SftConfig, TrainConfig
+from rlaif.planning.cluster import read_cluster
 
 ROOT = Path(__file__).parents[2]
 ALGORITHMS = sorted(ROOT.glob("configs/algorithms/*.yaml"))      # which go over a run's own file
-CONFIGS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(ALGORITHMS))
+OVER = {ROOT / "configs" / "one_node_shared.yaml"}                # this one too
+CLUSTERS = sorted(ROOT.glob("configs/clusters/*.yaml"))          # of --plan
+CONFIGS = sorted(set(ROOT.glob("configs/**/*.yaml")) - {*ALGORITHMS, *OVER, *CLUSTERS})
 SMALL = "output_dir: out\nprompts: {train: a.jsonl, test: b.jsonl}\nreward: {model: folder}\n"
 DATA = "output_dir: out\ndata: {train: [{%s}], dev: [{path: b.jsonl}]}\n"
 SLOTS = DATA % "path: a.jsonl" + "template: {slots: [{%s}]}\n"
@@ -34,7 +37,12 @@ def small(tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_every_configuration_that_is_shipped_loads(path, monkeypatch):
     monkeypatch.setenv("RLAIF_DATA", "data")
-    assert load(kind_of(path), path).output_dir.startswith("outputs/")
+    assert load(kind_of(path), path).output_dir.startswith(("outputs/", "/shared/"))
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
+def test_every_cluster_that_is_described_is_read(path):
+    assert read_cluster(path).nodes
 
 
 @pytest.mark.parametrize("path", ALGORITHMS, ids=lambda path: path.stem)

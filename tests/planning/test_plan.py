@@ -37,7 +37,7 @@ def nodes_of(plan):
 
 
 @pytest.mark.parametrize(("names", "cluster"), [
-    ("one_node", "one_node"), ("one_node one_node_shared", "one_node"), ("one_node four_nodes", "four_nodes")])
+    ("one_node", "one_node"), ("one_node one_node_shared", "one_node"), ("four_nodes", "four_nodes")])
 def test_every_configuration_of_nodes_fits_its_cluster(names, cluster):
     plan = planned(names, cluster)
     plan.refuse(estimates=True)
@@ -48,7 +48,7 @@ def test_every_configuration_of_nodes_fits_its_cluster(names, cluster):
 
 
 def test_four_nodes_keep_the_reward_apart():
-    assert nodes_of(planned("one_node four_nodes", "four_nodes")) == {
+    assert nodes_of(planned("four_nodes", "four_nodes")) == {
         "rollout": ["rollout"], "explainer": ["reward"], "slot": ["reward"], "learner": ["learn-0", "learn-1"]}
 
 
@@ -156,7 +156,7 @@ def test_larger_gpus_leave_more_room_and_faster_ones_take_less_time():
 
 
 def test_the_table_says_role_place_memory_and_seconds():
-    text = "\n".join(table(planned("one_node four_nodes", "four_nodes"), "four_nodes"))
+    text = "\n".join(table(planned("four_nodes", "four_nodes"), "four_nodes"))
     for line in ("learner    16      16 x 1  16 x 8  ", "learn-0:0-7  learn-1:0-7",
                  "weights 14.19 + KV cache and working memory 57.45",
                  "KV cache for about 335 sequences of 3072 tokens", "reference 14.19 + activations ~6.94",
