@@ -1,8 +1,8 @@
 """The one door to vLLM: an asynchronous engine that generates and takes new weights while it lives.
 
-What is used of vLLM: AsyncLLM (add_request, abort, the pause / resume pair), AsyncEngineArgs, SamplingParams, and the
-weight-transfer API on both sides (init, start, update, finish, version; trainer factory, NCCL and IPC senders). Nothing
-else imports vllm.
+What is used of vLLM: AsyncLLM (add_request, abort, the pause / resume pair, collective_rpc, its engine_core's pause),
+AsyncEngineArgs, SamplingParams, and the weight-transfer API on both sides (init, start, update, finish, version;
+trainer factory, NCCL and IPC senders). Nothing else imports vllm, but actors.engine_worker, which runs in its workers.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ class Engine:
         """Holds requests in flight and readies the engine to receive weights, after an update that failed too."""
         if self._is_updating:
             await self._llm.collective_rpc("forget_half_update")
-        await self._llm.pause_generation(mode="keep")
+        # As pause_generation("keep") does it, which then sleeps for 20 ms so that outputs are told of in order.
+        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
         self._is_updating = True
         await self._llm.start_weight_update()
 

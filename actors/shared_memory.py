@@ -6,6 +6,7 @@ import mmap
 import os
 import secrets
 import warnings
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -32,21 +33,13 @@ class SharedMemory:
 
     def __init__(self, num_bytes: int) -> None:
         token = secrets.token_bytes(_TOKEN_BYTES)
-        self._file = os.memfd_create("rlaif-weights")
-        os.ftruncate(self._file, num_bytes + _TOKEN_BYTES)
-        mapped = mmap.mmap(self._file, num_bytes + _TOKEN_BYTES)
+        file = os.memfd_create("rlaif-weights")
+        self.close = weakref.finalize(self, os.close, file)     # nobody else finds it then; who has it keeps it
+        os.ftruncate(file, num_bytes + _TOKEN_BYTES)
+        mapped = mmap.mmap(file, num_bytes + _TOKEN_BYTES)
         mapped[num_bytes:] = token
         self.tensor: Tensor = torch.frombuffer(mapped, dtype=torch.uint8, count=num_bytes)
-        self.offer = Offer(f"/proc/{os.getpid()}/fd/{self._file}", num_bytes, token.hex())
-
-    def close(self) -> None:
-        """Nobody else finds it from now on; who has it keeps it."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def __del__(self) -> None:
-        self.close()
+        self.offer = Offer(f"/proc/{os.getpid()}/fd/{file}", num_bytes, token.hex())
 
 
 def attach(offer: Offer) -> Tensor:

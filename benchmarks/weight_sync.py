@@ -1,6 +1,6 @@
 """How fast weights go from the learner to an engine: python benchmarks/weight_sync.py [quick | full]
 
-A Qwen2 policy of 17 million (quick) or 57 million parameters, drawn at random, in a real learner (DeepSpeed) and a real
+A Qwen2 policy of 17 million (quick) or 50 million parameters, drawn at random, in a real learner (DeepSpeed) and a real
 rollout engine (vLLM), each in its own Ray actor. Interleaved, in rounds:
 
   sync      WeightSync.send: pause, gather, send, check every weight, vLLM's reload, proof, resume
@@ -54,9 +54,9 @@ from rlaif.config.train import (  # noqa: E402
 )
 
 START = ROOT / "rlaif" / "scenes" / "start" / "policy"
-LAYERS = {"quick": 4, "full": 13}       # of hidden size 512: 4.2 million parameters each
+LAYERS = {"quick": 1, "full": 3}        # of hidden size 1024: 17 million parameters each
 ROUNDS = {"quick": 7, "full": 15}
-BUCKET_MB = 16
+BUCKET_MB = 16                          # as large as the largest weight
 DTYPES = {"quick": ("float32",), "full": ("float32", "bfloat16")}      # of the engine; the learner has float32
 
 
@@ -102,8 +102,8 @@ def write_policy(folder: str, num_layers: int) -> list[torch.Tensor]:
     """Writes a Qwen2 of the start policy's vocabulary into `folder`; returns its weights."""
     vocabulary = json.loads((START / "config.json").read_text())["vocab_size"]
     model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=vocabulary, hidden_size=512, intermediate_size=2048, num_hidden_layers=num_layers,
-        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=256, tie_word_embeddings=True))
+        vocab_size=vocabulary, hidden_size=1024, intermediate_size=4096, num_hidden_layers=num_layers,
+        num_attention_heads=16, num_key_value_heads=16, max_position_embeddings=256, tie_word_embeddings=True))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(START).save_pretrained(folder)
     return [weight.detach() for weight in model.parameters()]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+
 import pytest
 import torch
 
@@ -45,6 +48,37 @@ def test_every_engine_gets_its_own_ranks_in_the_group(monkeypatch) -> None:
     assert [info["rank_offset"] for info in given] == [1, 3, 5]
 
 
+def test_a_layer_that_waits_for_weights_says_so_as_we_read_it() -> None:
+    """actors.engine_worker copies what such a layer keeps, counts such layers, and makes them forget."""
+    from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
+    from vllm.v1.engine.core_client import AsyncMPClient
+    from vllm.v1.worker.gpu_worker import Worker
+
+    from actors.engine_worker import BACKENDS, WorkerExtension
+
+    info = LayerReloadingInfo(({}, {}), torch.device("cpu"))
+    assert not info.can_load() and info.loaded_weights == [] and info.load_numel == 0
+    info.load_numel_total = 12
+    assert info.can_load()
+    assert "_weight_update_active" in inspect.getsource(Worker.update_weights)
+    for name in ("forget_half_update", "weight_marks"):
+        assert callable(getattr(WorkerExtension, name)) and not hasattr(Worker, name), "vLLM has no such method itself"
+    assert {"mode", "clear_cache"} <= inspect.signature(AsyncMPClient.pause_scheduler_async).parameters.keys()
+    assert set(BACKENDS) == {"shared_memory", "gloo"}
+
+
+def test_an_engine_sleeps_and_wakes_as_we_ask_it_to() -> None:
+    """On a CPU vLLM cannot: there rollout.engine.sleeps is refused before an actor starts."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    sleep = inspect.signature(AsyncLLM.sleep).parameters
+    assert {"level", "mode"} <= sleep.keys() and "wait" in str(sleep["mode"].annotation) + str(
+        inspect.getmodule(AsyncLLM).PauseMode)
+    assert "tags" in inspect.signature(AsyncLLM.wake_up).parameters
+    assert "enable_sleep_mode" in {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+
+
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_shapes_describe_the_weights_as_they_come_whole(zero_stage: int, distributed) -> None:
     from actors.zero import ZeroEngine
@@ -55,5 +89,8 @@ def test_shapes_describe_the_weights_as_they_come_whole(zero_stage: int, distrib
     whole = {name: tensor.detach().clone() for name, tensor in engine.each_whole_weight()}
     assert engine.shapes() == [(name, t.dtype, tuple(t.shape)) for name, t in whole.items()]
     assert whole.keys() == start.keys()
+    assert engine.changing() == list(whole)
+    some = list(whole)[1:3]
+    assert [name for name, _ in engine.each_whole_weight(some)] == some
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, start[name], rtol=0, atol=0)
