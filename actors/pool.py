@@ -237,7 +237,8 @@ class Pool:
                 if self._catch_up is not None:
                     await self._catch_up(place.index)
             except (RayActorError, TimeoutError) as error:
-                self.lose(place.index, actor, told(error))
+                late = f"must be ready within placement.ready_timeout_s = {self._ready_timeout_s:g} s, got no answer"
+                self.lose(place.index, actor, late if isinstance(error, TimeoutError) else told(error))
                 return
 
     def _is_current(self, place: _Place, version: int | None) -> None:
