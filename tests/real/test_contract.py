@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from actors.sync_client import SyncClient
-from rlaif.config.learner import LearnerConfig
+from rlaif.config.learner import LearnerConfig, LoraConfig
+from rlaif.learning.lora import add_lora
 from rlaif.modeling.models import load_causal_lm
 from tests.real.conftest import START
 
@@ -94,3 +95,28 @@ def test_shapes_describe_the_weights_as_they_come_whole(zero_stage: int, distrib
     assert [name for name, _ in engine.each_whole_weight(some)] == some
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, start[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_with_adapters_the_adapted_weights_change_and_no_others(zero_stage: int, distributed) -> None:
+    from actors.zero import ZeroEngine
+
+    model = load_causal_lm(POLICY, "float32")
+    start = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    lora = LoraConfig(rank=4, target_modules=["q_proj", "v_proj"])
+    add_lora(model, lora, seed=0)
+    factors = [(layer.lora_A["default"].weight.detach().clone(), 0.1 * torch.ones_like(layer.lora_B["default"].weight))
+               for layer in model.modules() if hasattr(layer, "lora_A")]
+    for layer, (_, second) in zip([each for each in model.modules() if hasattr(each, "lora_A")], factors, strict=True):
+        layer.lora_B["default"].weight.data.copy_(second)
+    engine = ZeroEngine(model, model, LearnerConfig(zero_stage=zero_stage, lora=lora), torch.device("cpu"))
+    adapted = [name for name in start if "q_proj" in name or "v_proj" in name]
+    assert engine.changing() == adapted
+    whole = {name: tensor.clone() for name, tensor in engine.each_whole_weight()}
+    merged = {name: tensor.clone() for name, tensor in engine.each_whole_weight(set(adapted))}
+    assert list(merged) == adapted
+    for name, (first, second) in zip(adapted, factors, strict=True):
+        torch.testing.assert_close(merged[name], start[name] + 2 * second @ first)
+        torch.testing.assert_close(merged[name], whole[name], rtol=0, atol=0)
+    for name in start.keys() - set(adapted):
+        torch.testing.assert_close(whole[name], start[name], rtol=0, atol=0)

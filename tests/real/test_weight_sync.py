@@ -69,7 +69,7 @@ def test_bits_that_change_on_the_way_leave_the_engine_refusing_until_whole_weigh
         marks = fill(bucket, source, memories[number % 2].tensor)
         if number == 2:
             memories[0].tensor[bucket.parts[-1].start + 3] ^= 1
-            with pytest.raises(ValueError, match=f"weight {bucket.parts[-1].name} must arrive with mark"):
+            with pytest.raises(Exception, match=f"weight {bucket.parts[-1].name} must arrive with mark"):
                 ray.get(actor.receive.remote("half", number, marks))
         else:
             ray.get(actor.receive.remote("half", number, marks))
@@ -100,9 +100,9 @@ def test_a_sender_that_falls_silent_leaves_the_engine_refusing_and_another_takes
 
 
 def test_changed_weights_alone_make_the_engine_what_the_whole_makes_it(actor, prompts) -> None:  # noqa: F811
-    """As with LoRA on q_proj and down_proj: their neighbours go along, embeddings and norms stay."""
+    """As with LoRA on q_proj and v_proj: k_proj and o_proj go along, all else stays."""
     adapted = [name for name, _ in load_causal_lm(POLICY, "float32").named_parameters()
-               if "q_proj" in name or "down_proj" in name]
+               if "q_proj" in name or "v_proj" in name]
     start, model = load_causal_lm(POLICY, "float32"), perturbed(5)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -114,7 +114,7 @@ def test_changed_weights_alone_make_the_engine_what_the_whole_makes_it(actor, pr
         for name in adapted:
             start.get_parameter(name).copy_(model.get_parameter(name))
     part = training.publish(order(7, is_partial=True), [actor])
-    assert part.num_bytes < 0.95 * first.num_bytes
+    assert part.num_bytes == 3 * 4 * 128 * 128 * 4 < 0.31 * first.num_bytes, "of three layers, four projections"
     rollouts = roll_out(actor, prompts)
     assert gap(rollouts, model) <= 1e-4
     whole = send(model, 8, [actor])
