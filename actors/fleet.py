@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ from rlaif.pipeline.budgets import Budget
 from rlaif.planning.roles import judge_role, roles
 from rlaif.rewards.plan import JudgePart, RewardPlan
 from rlaif.running.preflight import Checked
+
+STOP_S = 30.0       # in which a cluster takes the place back
 
 
 def learner_spec(config: TrainConfig, plan: RewardPlan) -> LearnerSpec:
@@ -223,7 +226,10 @@ class Fleet:
         """Ends every actor and gives the place back."""
         for pool in self.pools:
             pool.close()
-        self._placement.remove()
+        # Beside: a cluster whose head is gone does not answer, and the process is to end all the same.
+        removing = threading.Thread(target=self._placement.remove, daemon=True)
+        removing.start()
+        removing.join(STOP_S)
 
 
 async def _await(reference: Awaitable[Any]) -> Any:
