@@ -1,6 +1,6 @@
 """How fast weights go from the learner to an engine: python benchmarks/weight_sync.py [quick | full]
 
-A Qwen2 policy of 17 million (quick) or 50 million parameters, drawn at random, in a real learner (DeepSpeed) and a real
+A Qwen2 policy of 34 million (quick) or 50 million parameters, drawn at random, in a real learner (DeepSpeed) and a real
 rollout engine (vLLM), each in its own Ray actor. Interleaved, in rounds:
 
   sync      WeightSync.send: pause, gather, send, check every weight, vLLM's reload, proof, resume
@@ -54,7 +54,7 @@ from rlaif.config.train import (  # noqa: E402
 )
 
 START = ROOT / "rlaif" / "scenes" / "start" / "policy"
-LAYERS = {"quick": 1, "full": 3}        # of hidden size 1024: 17 million parameters each
+LAYERS = {"quick": 2, "full": 3}        # of hidden size 1024: 17 million parameters each
 ROUNDS = {"quick": 7, "full": 15}
 BUCKET_MB = 16                          # as large as the largest weight
 DTYPES = {"quick": ("float32",), "full": ("float32", "bfloat16")}      # of the engine; the learner has float32
