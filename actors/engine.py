@@ -160,11 +160,12 @@ class Engine:
         """Takes one part of the weights, as the backend describes it."""
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info))
 
-    async def end_sync(self, version: str) -> None:
-        """Puts the received weights to use as `version` and lets requests go on."""
+    async def end_sync(self, version: str) -> tuple[str, float]:
+        """Puts the received weights to use as `version` and lets requests go on; answers as `installed` does."""
         await self._llm.finish_weight_update(weight_version=version)
         self._is_updating = False
-        await self._llm.resume_generation()
+        installed, _ = await asyncio.gather(self.installed(), self._llm.resume_generation())
+        return installed
 
     async def sleep(self) -> None:
         """Gives the GPU's memory back once no request is in flight: weights go to the host, the KV cache is dropped."""

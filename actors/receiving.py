@@ -19,8 +19,7 @@ class InstallsWeights(Protocol):
     async def open(self, init_info: dict[str, Any]) -> None: ...
     async def begin_sync(self) -> None: ...
     async def receive(self, update_info: dict[str, Any]) -> None: ...
-    async def end_sync(self, version: str) -> None: ...
-    async def installed(self) -> tuple[str, float]: ...
+    async def end_sync(self, version: str) -> tuple[str, float]: ...
 
 
 class HalfSentWeights(Exception):
@@ -64,9 +63,9 @@ class Receiver:
 
     def __init__(self, engine: InstallsWeights, shapes: Mapping[str, Shape]) -> None:
         self._engine, self._shapes = engine, shapes
-        self._turn = asyncio.Lock()     # calls are made without awaiting the one before
+        self._turn = asyncio.Condition()
         self._coming: Coming | None = None
-        self._received = 0              # buckets
+        self._num_begun = self._num_loaded = 0      # buckets
         self._manifest, self._marks = Manifest({}), {}
         self._own: list[SharedMemory] = []
         self._why = ""
@@ -95,50 +94,71 @@ class Receiver:
                 raise ValueError("an engine must hold whole weights to be sent the changed ones, got one that does "
                                  "not; send whole weights")
             is_near = all(map(is_here, coming.memories))
-            self._coming, self._received, self.is_whole = coming, 0, False
+            self._coming, self.is_whole = coming, False
+            self._num_begun = self._num_loaded = 0
             self._why = f"version {coming.version}"
+            self._turn.notify_all()     # who waits for a bucket of the stream before waits in vain
             await self._engine.begin_sync()
             return is_near
 
     async def receive(self, stream: str, number: int, marks: Mapping[str, int], data: np.ndarray | None = None) -> None:
         """Loads bucket `number`, each weight checked against its mark. data: the bucket, where its memory is not here.
+
+        Calls are made without awaiting the one before, and Ray does not keep their order: each awaits its turn. The
+        engine is given a bucket while it loads the one before, so that it need not wait for the next.
         """
         async with self._turn:
+            await self._turn.wait_for(lambda: self._num_begun == number or not self._awaits(stream))
             coming = self._of(stream)
-            buckets = plan_buckets(coming.manifest, coming.max_bucket_bytes)
-            assert number == self._received, f"bucket {number} came in the place of {self._received}"
-            if coming.memories:
-                memory: Any = list(astuple(self._copied(number, data) if data is not None
-                                           else coming.memories[number % len(coming.memories)]))
-            else:
-                memory = [number, [bucket.num_bytes for bucket in buckets[number:number + 2]],
-                          max(bucket.num_bytes for bucket in buckets)]
-            await self._load({
-                "parts": [astuple(part) for part in buckets[number].parts], "marks": dict(marks),
-                "is_partial": coming.manifest.is_partial, "memory": memory})
-            self._received += 1
-            self._marks = self._marks | marks
+            loading = asyncio.ensure_future(self._engine.receive(self._described(coming, number, marks, data)))
+            await asyncio.sleep(0)      # it has been sent off before the next one is
+            self._num_begun += 1
+            self._turn.notify_all()
+        await self._loaded(coming, loading)
+        self._marks = self._marks | marks
 
-    def _copied(self, number: int, data: np.ndarray) -> Offer:
-        """Memory of this machine with the bytes of `data`; kept for the buckets to come."""
-        assert self._coming is not None
-        size = max(memory.num_bytes for memory in self._coming.memories)
+    def _described(self, coming: Coming, number: int, marks: Mapping[str, int], data: np.ndarray | None
+                   ) -> dict[str, Any]:
+        """What the engine's worker is told of a bucket: see actors.engine_worker."""
+        buckets = plan_buckets(coming.manifest, coming.max_bucket_bytes)
+        memory: list[Any]
+        if not coming.memories:
+            sizes = [bucket.num_bytes for bucket in buckets]
+            memory = [number, sizes[number:number + 2], max(sizes)]
+        elif data is None:
+            memory = list(astuple(coming.memories[number % len(coming.memories)]))
+        else:
+            memory = list(astuple(self._copied(coming, number, data)))
+        return {"parts": [astuple(part) for part in buckets[number].parts], "marks": dict(marks),
+                "is_partial": coming.manifest.is_partial, "memory": memory}
+
+    def _copied(self, coming: Coming, number: int, data: np.ndarray) -> Offer:
+        """Memory of this machine with the bytes of `data`; kept for the buckets to come, as the learner keeps its own.
+        """
+        size = max(memory.num_bytes for memory in coming.memories)
         if not self._own or self._own[0].offer.num_bytes < size:
-            self._own = [SharedMemory(size)]        # one is enough: a bucket is loaded when its call returns
-        self._own[0].tensor[:len(data)].numpy()[:] = data
-        return self._own[0].offer
+            self._own = [SharedMemory(size) for _ in coming.memories]
+        memory = self._own[number % len(self._own)]
+        memory.tensor[:len(data)].numpy()[:] = data
+        return memory.offer
 
     async def receive_direct(self, update_info: dict[str, Any]) -> None:
         """Takes part in what a direct backend (nccl, ipc) sends."""
-        async with self._turn:
-            await self._load(update_info)
+        coming = self._coming
+        assert coming is not None
+        await self._loaded(coming, asyncio.ensure_future(self._engine.receive(update_info)))
 
-    async def _load(self, update_info: dict[str, Any]) -> None:
+    async def _loaded(self, coming: Coming, loading: asyncio.Future[None]) -> None:
         try:
-            await self._engine.receive(update_info)
+            await loading
         except BaseException:
-            self._coming = None     # what this stream still sends is refused
+            async with self._turn:
+                if self._coming is coming:
+                    self._coming = None     # what this stream still sends is refused
+                self._turn.notify_all()
             raise
+        if self._coming is coming:
+            self._num_loaded += 1
 
     async def end(self, stream: str, checksum: str | None) -> Held:
         """Puts the weights to use. checksum: digest of all weights on the learner's side, to be found here too; None
@@ -149,19 +169,24 @@ class Receiver:
         async with self._turn:
             coming = self._of(stream)
             if checksum is not None:
+                num_buckets = len(plan_buckets(coming.manifest, coming.max_bucket_bytes))
+                if self._num_loaded != num_buckets:
+                    raise ValueError(f"weights must arrive in {num_buckets} buckets, got {self._num_loaded}")
                 manifest = Manifest(self._manifest.tensors | coming.manifest.tensors)
                 found = digest(manifest, self._marks)
                 if found != checksum:
                     raise ValueError(f"weights must arrive with digest {checksum}, got {found}")
                 self._manifest = manifest
             label = version_label(coming.version, "direct" if checksum is None else checksum)
-            await self._engine.end_sync(label)
-            self._coming, self.is_whole = None, True
-            self.held = Held(label, *await self._engine.installed())
+            installed = await self._engine.end_sync(label)
+            self._coming, self.is_whole, self.held = None, True, Held(label, *installed)
             return self.held
 
+    def _awaits(self, stream: str) -> bool:
+        return self._coming is not None and self._coming.stream == stream
+
     def _of(self, stream: str) -> Coming:
-        if self._coming is None or self._coming.stream != stream:
+        if self._coming is None or not self._awaits(stream):
             raise ValueError("a bucket must be of the stream that the engine awaits, got one of another stream or of "
                              "one that failed")
         return self._coming

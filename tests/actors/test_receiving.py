@@ -35,8 +35,6 @@ class Engine:
 
     async def end_sync(self, version):
         self.told.append(version)
-
-    async def installed(self):
         return "as they lie", 0.25
 
 
@@ -117,7 +115,7 @@ def test_a_half_sent_update_refuses_prompts_until_whole_weights_are_in():
         coming, _ = await learner.send(receiver, 1, stop_after=2)
         with pytest.raises(HalfSentWeights):
             receiver.refuse_prompts()
-        with pytest.raises(AssertionError, match="every weight must have a mark"):
+        with pytest.raises(ValueError, match="weights must arrive in 3 buckets, got 2"):
             await receiver.end(coming.stream, "0" * 32)
         with pytest.raises(HalfSentWeights):
             receiver.refuse_prompts()
@@ -184,17 +182,54 @@ def test_changed_weights_alone_are_taken_only_by_who_was_sent_the_whole():
     asyncio.run(run())
 
 
-def test_calls_made_without_awaiting_the_one_before_are_taken_in_order():
+def test_calls_made_without_awaiting_the_one_before_are_taken_in_order_however_they_come():
     async def run():
         engine, receiver, learner = pair()
         coming = learner.coming(1)
         source = iter(weights(1).items())
         buckets = plan_buckets(learner.manifest, 64)
-        calls = [asyncio.ensure_future(receiver.begin(coming))]
-        for number in range(2):
-            marks = fill(buckets[number], source, learner.memories[number].tensor)
-            calls.append(asyncio.ensure_future(receiver.receive(coming.stream, number, marks)))
+        marks = [fill(buckets[number], source, learner.memories[number].tensor) for number in range(2)]
+        await receiver.begin(coming)
+        calls = [asyncio.ensure_future(receiver.receive(coming.stream, number, marks[number])) for number in (1, 0)]
         await asyncio.gather(*calls)
-        assert engine.told == ["begin", "receive", "receive"]
+        assert engine.told == ["begin", "receive", "receive"] and list(engine.weights) == ["a", "b"]
+
+    asyncio.run(run())
+
+
+def test_the_next_bucket_is_with_the_engine_before_the_one_before_is_loaded():
+    async def run():
+        engine, receiver, learner = pair()
+        coming, loading = learner.coming(1), asyncio.Event()
+        received = []
+
+        async def receive(update_info):
+            received.append(update_info["parts"][0][0])
+            await loading.wait()
+
+        engine.receive = receive
+        await receiver.begin(coming)
+        calls = [asyncio.ensure_future(receiver.receive(coming.stream, number, {})) for number in range(2)]
+        while len(received) < 2:
+            await asyncio.sleep(0)
+        assert received == ["a", "b"] and not any(call.done() for call in calls)
+        loading.set()
+        await asyncio.gather(*calls)
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_a_bucket_that_never_comes_is_told_so_by_the_next_stream():
+    async def run():
+        _, receiver, learner = pair()
+        coming = learner.coming(1)
+        await receiver.begin(coming)
+        waits = asyncio.ensure_future(receiver.receive(coming.stream, 1, {}))
+        await asyncio.sleep(0.01)
+        assert not waits.done()
+        coming, checksum = await learner.send(receiver, 2)
+        with pytest.raises(ValueError, match="got one of another stream"):
+            await waits
+        assert (await receiver.end(coming.stream, checksum)).label.startswith("2:")
 
     asyncio.run(run())
