@@ -106,8 +106,8 @@ def bootstrap(statistic: Callable[[NDArray], float | None], num_rows: int, *, cl
 
     clusters: `[num_rows]`, what tells apart the units that are drawn, such as prompts: all rows of a unit come along;
     None draws single rows, and so does one cluster for all rows, such as an instruction that never changes: a single
-    unit has no spread to draw from. level: in 0..1, exclusive. The draws depend on `seed` and the clusters alone, so that two
-    statistics of the same rows are paired; their difference may be a statistic too.
+    unit has no spread to draw from. level: in 0..1, exclusive. The draws depend on `seed` and the clusters alone, so
+    that two statistics of the same rows are paired; their difference may be a statistic too.
 
     Source: Efron 1979, Bootstrap Methods: Another Look at the Jackknife; the percentile interval is of Efron 1981.
     """
