@@ -105,8 +105,9 @@ def bootstrap(statistic: Callable[[NDArray], float | None], num_rows: int, *, cl
     """The percentile bootstrap interval of `statistic`, a function of row indices `[n]` with repetitions.
 
     clusters: `[num_rows]`, what tells apart the units that are drawn, such as prompts: all rows of a unit come along;
-    None draws single rows. level: in 0..1, exclusive. The draws depend on `seed` and the clusters alone, so that two
-    statistics of the same rows are paired; their difference may be a statistic too.
+    None draws single rows, and so does one cluster for all rows, such as an instruction that never changes: a single
+    unit has no spread to draw from. level: in 0..1, exclusive. The draws depend on `seed` and the clusters alone, so
+    that two statistics of the same rows are paired; their difference may be a statistic too.
 
     Source: Efron 1979, Bootstrap Methods: Another Look at the Jackknife; the percentile interval is of Efron 1981.
     """
@@ -120,7 +121,7 @@ def bootstrap(statistic: Callable[[NDArray], float | None], num_rows: int, *, cl
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(num_resamples):
-        if units is None:
+        if units is None or len(units) == 1:
             rows = rng.integers(0, num_rows, num_rows)
         else:
             rows = np.concatenate([units[unit] for unit in rng.integers(0, len(units), len(units))])

@@ -140,6 +140,13 @@ def test_the_interval_repeats_with_its_seed_and_covers_the_truth():
     assert bootstrap(mean, 9) == bootstrap(mean, 9) != bootstrap(mean, 9, seed=1)
 
 
+def test_rows_that_are_all_of_one_cluster_are_drawn_singly():
+    values = np.random.default_rng(3).random(200)
+    alone = bootstrap(lambda rows: mean(values[rows]), 200)
+    together = bootstrap(lambda rows: mean(values[rows]), 200, clusters=["the same"] * 200)
+    assert together == alone and together.high - together.low > 0.05
+
+
 def test_clusters_are_drawn_whole_and_copies_of_a_row_add_no_certainty():
     values = np.random.default_rng(0).standard_normal(50)
     copies, prompts = np.repeat(values, 10), np.repeat(np.arange(50), 10)

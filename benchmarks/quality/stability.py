@@ -65,13 +65,14 @@ def _stability(lab: Lab, label: str, reward: str, *overrides: str) -> list[dict[
     return found
 
 
-EQUAL_KL = 0.15     # nats a token
+EQUAL_KL, WINDOW = 0.15, 10     # nats a token; steps
 
 
 def _at_kl(steps: Sequence[dict[str, Any]], name: str) -> float | None:
-    """Mean of `name` over the ten steps around the first one whose KL a token is EQUAL_KL; None where none is."""
-    for number, step in enumerate(steps):
-        if step["kl_per_token"] >= EQUAL_KL:
-            near = steps[max(0, number - 5) : number + 5]
-            return sum(one[name] for one in near) / len(near)
+    """Mean of `name` over the first WINDOW steps in a row whose mean KL a token is EQUAL_KL or more; None where there
+    are none. One step alone says little: its KL is of 128 samples."""
+    for start in range(len(steps) - WINDOW + 1):
+        near = steps[start : start + WINDOW]
+        if sum(step["kl_per_token"] for step in near) / WINDOW >= EQUAL_KL:
+            return sum(step[name] for step in near) / WINDOW
     return None
