@@ -41,9 +41,9 @@ def affordable(capacity: int, *, num_waiting: int, num_needed: int, held_bytes: 
 
     The groups that the next step needs may always be drawn, else the run would stand still: at least
     num_needed - num_waiting. held_bytes: of the scored groups that wait. num_in_flight: groups that will add to them,
-    bytes_per_group each; 0 while no group has been scored.
+    bytes_per_group each, at least 1; 0 while no group has been scored.
     """
-    if bytes_per_group <= 0:
+    if bytes_per_group < 1:
         return capacity
     room = int((max_bytes - held_bytes) / bytes_per_group) - num_in_flight
     return min(capacity, max(room, num_needed - num_waiting, 0))
