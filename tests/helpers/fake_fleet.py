@@ -5,7 +5,6 @@ What is under test is the driver: which call waits for which, what is combined, 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
@@ -14,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from actors.generation import Leaving
-from actors.pool import Pool, look_at
+from actors.pool import Pool
+from benchmarks.fakes.handles import Handle
 from rlaif.batch import EXPLAINED, ROLLOUT, SCORED, from_rows, with_columns
 from rlaif.metrics import Max, Mean, Sum
 from rlaif.pipeline.budgets import Budget
@@ -27,60 +27,6 @@ Delay = Callable[[str], Awaitable[None]]                # of a stage
 
 async def at_once(stage: str) -> None:
     """The delay of actors that answer at once."""
-
-
-class Verb:
-    """A method as Ray offers it: arguments may be under way, results are. delay: awaited before it answers."""
-
-    def __init__(self, function: Callable[..., Any], num_returns: int = 1,
-                 delay: Callable[[], Awaitable[None]] | None = None) -> None:
-        self._function, self._num_returns, self._delay = function, num_returns, delay
-
-    def options(self, num_returns: Any) -> Any:
-        return Stream(self._function) if num_returns == "streaming" else Verb(self._function, num_returns, self._delay)
-
-    def remote(self, *arguments: Any) -> Any:
-        async def run() -> Any:
-            if self._delay is not None:
-                await self._delay()
-            return self._function(*[await each if isinstance(each, asyncio.Future) else each for each in arguments])
-
-        whole = asyncio.ensure_future(run())
-        whole.add_done_callback(look_at)
-
-        async def part(number: int) -> Any:
-            return (await whole)[number]
-
-        if self._num_returns == 1:
-            return whole
-        parts = [asyncio.ensure_future(part(number)) for number in range(self._num_returns)]
-        for future in parts:
-            future.add_done_callback(look_at)      # nobody is told that a reference he did not read holds an error
-        return parts
-
-
-class Stream:
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    async def remote(self, *arguments: Any) -> Any:
-        async for item in self._function(*arguments):
-            await asyncio.sleep(0)
-            ready = asyncio.get_running_loop().create_future()
-            ready.set_result(item)
-            yield ready
-
-
-class Handle:
-    """An actor's handle."""
-
-    def __init__(self, actor: Any, stage: str = "", delay: Delay = at_once) -> None:
-        self._actor, self._stage, self._delay = actor, stage, delay
-
-    def __getattr__(self, name: str) -> Verb:
-        if name in ("ready", "ping"):
-            return Verb(lambda *arguments: None)
-        return Verb(getattr(self._actor, name), delay=lambda: self._delay(self._stage))
 
 
 class Rollout:
