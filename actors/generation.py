@@ -18,7 +18,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Leaving:
-    """What is told of a batch of rollouts that leaves an engine, before the batch itself."""
+    """What is told of a batch of rollouts that leaves an engine, after the batch itself."""
 
     group_ids: list[int]
     num_rows: int

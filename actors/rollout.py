@@ -48,9 +48,9 @@ class RolloutActor:
         await self._weights.open(init_info)
 
     async def generate(self, prompts: pa.Table, group_size: int, seed: int, groups_per_batch: int,
-                       is_greedy: bool = False, together: bool = False) -> AsyncIterator[Leaving | pa.Table]:
-        """ROLLOUT batches of `groups_per_batch` whole groups (the last may be smaller), as they finish, each after a
-        Leaving that tells of it.
+                       is_greedy: bool = False, together: bool = False) -> AsyncIterator[pa.Table | Leaving]:
+        """ROLLOUT batches of `groups_per_batch` whole groups (the last may be smaller), as they finish, each before a
+        Leaving that tells of it: who is told of a batch knows that it is there.
 
         is_greedy: at temperature 0, where logprobs say nothing of the policy that is trained. together: the numbers,
         and which groups leave together, follow from this call alone; calls wait for their turn.
@@ -67,8 +67,8 @@ class RolloutActor:
                     finished += await done
                     if count % groups_per_batch == 0 or count == len(groups):
                         batch = from_rows(finished, ROLLOUT)
-                        yield Leaving(batch["group_id"].unique().to_pylist(), batch.num_rows, batch.nbytes)
                         yield batch
+                        yield Leaving(batch["group_id"].unique().to_pylist(), batch.num_rows, batch.nbytes)
                         finished = []
             finally:
                 for task in groups:

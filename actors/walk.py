@@ -23,6 +23,7 @@ from actors.fleet import Fleet
 from actors.generation import Leaving
 from actors.pool import ActorLost, Answer, InputsLost, look_at
 from actors.restarts import Lost, lost
+from actors.room import Room
 from actors.stages import Stages
 from rlaif.metrics import Metric, merge
 from rlaif.pipeline.portions import PORTIONS_PER_STEP, ScoredPortion, portion_size, shares
@@ -39,6 +40,7 @@ class Order:
     is_greedy: bool = False         # the likeliest token at every place; else drawn as rollout.temperature says
     compares: bool = True           # transforms that compare rows do so; not where a prompt has one completion to watch
     reproducible: bool = False      # who serves what, and what is served together, does not depend on the clock
+    room: Room = field(default_factory=Room)        # in the engines; what does not fit waits for whoever is free first
 
 
 @dataclass
@@ -127,13 +129,15 @@ async def _rollouts(fleet: Fleet, prompts: pa.Table, order: Order, stages: Stage
                     ) -> AsyncIterator[tuple[Leaving, ray.ObjectRef]]:
     """What leaves an engine, with what is told of it. Raises ActorLost: what has not come yet is to be asked again."""
     num_rows = prompts.num_rows * order.group_size
-    async with fleet.rollouts.turn(num_rows, index=number if order.reproducible else None) as actor:
+    turn = fleet.rollouts.turn(num_rows, index=number if order.reproducible else None)
+    async with order.room.taken(num_rows), turn as actor:
         with stages.busy("rollout"):
             stream = actor.generate.options(num_returns="streaming").remote(
                 prompts, order.group_size, order.seed, groups_per_batch, order.is_greedy, order.reproducible)
-            async for told in stream:
-                leaving = await told
-                yield leaving, await anext(stream)
+            async for rollouts in stream:
+                # Where the engine is lost in between, what comes last is the error, and it is raised here.
+                leaving = await (await anext(stream, rollouts))
+                yield leaving, rollouts
 
 
 def _divided(prompts: pa.Table, group_ids: Sequence[int]) -> tuple[pa.Table, pa.Table]:

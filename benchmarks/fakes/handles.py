@@ -50,17 +50,24 @@ class Verb:
 
 
 class Stream:
-    """A method that answers bit by bit."""
+    """A method that answers bit by bit; what goes wrong comes as the last reference, as with Ray."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
     async def remote(self, *arguments: Any) -> AsyncIterator[asyncio.Future]:
-        async for item in self._function(*arguments):
-            await asyncio.sleep(0)
-            ready = asyncio.get_running_loop().create_future()
-            ready.set_result(item)
-            yield ready
+        loop = asyncio.get_running_loop()
+        try:
+            async for item in self._function(*arguments):
+                await asyncio.sleep(0)
+                ready = loop.create_future()
+                ready.set_result(item)
+                yield ready
+        except Exception as error:
+            failed = loop.create_future()
+            failed.set_exception(error)
+            failed.add_done_callback(look_at)
+            yield failed
 
 
 class Handle:

@@ -3,12 +3,14 @@
 import asyncio
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from actors.walk import Order, walk
 from rlaif.batch import SCORED, check
 from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.data.prompts import in_order
 from rlaif.metrics import values
+from rlaif.pipeline.budgets import Budget
 from rlaif.rewards.plan import RewardPlan
 from rlaif.running.figures import means
 from tests.helpers.fake_fleet import FakeJudge, fake_fleet, judge_part
@@ -123,3 +125,31 @@ def test_rows_that_go_missing_are_noticed():
     fleet.rollout.generate = nothing
     with pytest.raises(RuntimeError, match="rollouts must come of every prompt, got none of 8, first group 0"):
         walked(fleet)
+
+
+@pytest.mark.parametrize("breaks_after", [0, 1, 2, 3])
+def test_an_engine_that_is_lost_between_a_batch_and_what_tells_of_it_is_asked_again_and_nobody_else_pays(
+        monkeypatch, breaks_after):
+    async def end(actor, known):
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr("actors.pool.end", end)
+    fleet = fake_fleet(RewardPlan((JUDGE,), (judge_part("esfp"),)), {"esfp": FakeJudge("esfp", by_sample)}, {},
+                       has_explainer=True)
+    fleet.rollouts._budget = Budget(1)
+    whole, calls = fleet.rollout.generate, []
+
+    async def breaks_off(*arguments):
+        calls.append(len(calls))
+        count = 0
+        async for item in whole(*arguments):
+            if len(calls) == 1 and count == breaks_after:
+                raise ActorDiedError
+            count += 1
+            yield item
+
+    fleet.rollout.generate = breaks_off
+    done, tables = walked(fleet)
+    assert len(rows_of(tables)) == 24 == sum(table.num_rows for table in tables)
+    assert [asked[0] for asked in fleet.rollout.asked] == [8, 8 - 2 * (breaks_after // 2)]
+    assert done.stages.num_retried == 1 and fleet.explainers.figures() == {"ready_explainer": 1}

@@ -52,8 +52,8 @@ class Rollout:
                 "rollout_logprobs": [-0.5] * (sample + 1), "finish_reason": "stop", "policy_version": before,
                 "policy_versions": [before] * (sample // 2 + 1) + [self.version] * (sample - sample // 2)}
                 for row in rows[start : start + groups_per_batch] for sample in range(group_size)], ROLLOUT)
-            yield Leaving(batch["group_id"].unique().to_pylist(), batch.num_rows, batch.nbytes)
             yield batch
+            yield Leaving(batch["group_id"].unique().to_pylist(), batch.num_rows, batch.nbytes)
 
 
 class Explainer:
