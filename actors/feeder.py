@@ -12,6 +12,7 @@ import pyarrow as pa
 from actors.buffer import Buffer
 from actors.fleet import Fleet
 from actors.pool import InputsLost
+from actors.room import Room
 from actors.stages import Stages
 from actors.walk import Order, combine, walk_groups
 from rlaif.config.train import TrainConfig
@@ -53,10 +54,11 @@ class Feeder:
         self._fleet, self._stream, self._config, self._stages = fleet, stream, config, stages
         self.ledger, self.version = ledger or Ledger(), 0
         self._buffer, self._tasks = Buffer(), set[asyncio.Task]()
-        self._order = Order(config.rollout.group_size, config.seed, reproducible=config.pipeline.is_reproducible)
+        self._num_engines = len(fleet.rollouts.actors)
+        self._order = Order(config.rollout.group_size, config.seed, reproducible=config.pipeline.is_reproducible,
+                            room=Room(room_rows(config, self._num_engines)))
         self._skips = Budget(config.faults.max_skipped_groups, "faults.max_skipped_groups",
                              "repair the data, or raise it to do without such groups")
-        self._num_engines = len(fleet.rollouts.actors)
         self._size = portion_size(config.rollout.groups_per_step, self._num_engines, config.pipeline.portion_groups)
         self._num_bytes = self._num_scored = 0      # of the portions so far
         self._buffer.expect(self.ledger.scored)
@@ -219,6 +221,15 @@ class Feeder:
         self._num_bytes += portion.num_bytes
         self._num_scored += len(portion.group_ids)
         self._buffer.put(portion)
+
+
+def room_rows(config: TrainConfig, num_engines: int) -> int | None:
+    """Rows that may be in the engines at once: those of a step, or twice what they can decode, whichever is more: the
+    next ones are there when some end. None, no limit, where each engine has its share of a step in one call."""
+    if config.pipeline.max_staleness == 0:
+        return None
+    rollout = config.rollout
+    return max(rollout.groups_per_step * rollout.group_size, 2 * num_engines * rollout.engine.max_num_seqs)
 
 
 def is_of_data(error: Exception) -> bool:

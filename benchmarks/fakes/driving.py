@@ -20,9 +20,10 @@ from actors import loop
 from actors.unmeasured import Unmeasured
 from benchmarks.fakes.players import Counts, World, played_by_ray, played_fleet
 from benchmarks.fakes.rows import prompts
+from benchmarks.fakes.virtual import VirtualLoop
 from rlaif.config.pipeline import PipelineConfig
 from rlaif.config.prompts import PromptsConfig
-from rlaif.config.train import ReportConfig, RewardConfig, RolloutConfig, TrainConfig
+from rlaif.config.train import EngineConfig, ReportConfig, RewardConfig, RolloutConfig, TrainConfig
 from rlaif.data.prompts import PromptStream
 from rlaif.running.report import Report, Stopwatch
 
@@ -50,24 +51,26 @@ class Driven:
 
 
 def settings(folder: str, *, steps: int, groups_per_step: int, group_size: int = 8, max_staleness: int = 1,
-             portion_groups: int | None = None) -> TrainConfig:
+             portion_groups: int | None = None, num_slots: int = 128) -> TrainConfig:
     """The configuration of a run with fakes; what names models and data is never read."""
     return TrainConfig(
         output_dir=folder, steps=steps, prompts=PromptsConfig("fake", "fake"), reward=RewardConfig("fake"),
-        rollout=RolloutConfig(groups_per_step=groups_per_step, group_size=group_size),
+        rollout=RolloutConfig(groups_per_step=groups_per_step, group_size=group_size,
+                              engine=EngineConfig(max_num_seqs=num_slots)),
         pipeline=PipelineConfig(max_staleness=max_staleness, portion_groups=portion_groups, max_buffered_mb=1 << 20),
         report=ReportConfig(samples_every=0))
 
 
-def drive(config: TrainConfig, counts: Counts, world: World) -> Driven:
-    """A run whose actors are objects of this process."""
+def drive(config: TrainConfig, counts: Counts, world: World, *, virtual: bool = False) -> Driven:
+    """A run whose actors are objects of this process. virtual: wall_s is of a clock that only sleeps move."""
+
     def clock() -> float:
         return time.process_time() - world.cpu_s
 
     # The loop's own two calls of Ray: a reference to what is here is the thing itself.
     here = SimpleNamespace(put=lambda value: value, get=lambda future: future.result())
-    with mock.patch.object(loop, "ray", here):
-        return asyncio.run(_run(config, lambda: played_fleet(config, counts, world), clock))
+    with mock.patch.object(loop, "ray", here), asyncio.Runner(loop_factory=VirtualLoop if virtual else None) as runner:
+        return runner.run(_run(config, lambda: played_fleet(config, counts, world), clock))
 
 
 def drive_ray(config: TrainConfig, counts: Counts, num_hosts: int = 2) -> Driven:
@@ -81,7 +84,7 @@ async def _run(config: TrainConfig, make: Callable[[], Any], clock: Callable[[],
 
     async def sync(version: int) -> str:
         checksum = await inner(version)
-        driven.wall_s.append(time.perf_counter())
+        driven.wall_s.append(asyncio.get_running_loop().time())
         driven.cpu_s.append(clock())
         driven.rss_bytes.append(process.memory_info().rss)
         return checksum

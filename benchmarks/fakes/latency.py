@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,8 +62,9 @@ class Units:
     async def work(self, seconds: float) -> None:
         async with self._free:
             self.busy_s += seconds
-            paused, end = self.is_paused(), time.perf_counter() + seconds
-            while (left := end + self.is_paused() - paused - time.perf_counter()) > 0:
+            loop = asyncio.get_running_loop()
+            paused, end = self.is_paused(), loop.time() + seconds
+            while (left := end + self.is_paused() - paused - loop.time()) > 1e-9:
                 await asyncio.sleep(left)
 
 

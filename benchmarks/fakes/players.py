@@ -39,6 +39,10 @@ LEARNED: dict[str, Metric] = {"loss": Mean(0.5, 1), "grad_norm": Mean(1.0, 1), "
                               "kl": Mean(0.1, 1), "kl_per_token": Mean(0.01, 1)}
 
 
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 @dataclass(frozen=True)
 class Counts:
     """Actors of each role."""
@@ -54,13 +58,13 @@ class World:
     """What the players share: their pace, the weights' version, how long the engines have stood still, who was at work
     when, and the CPU seconds that playing took, which are none of the driver's."""
 
-    latency: Latency = Latency()
+    latency: Latency = field(default_factory=Latency)
     rows_per_step: int = 1
     seed: int = 0
     version: int = 0
     paused_s: float = 0.0
     cpu_s: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
+    started: float = 0.0        # of the event loop's clock
     spans: list[Span] = field(default_factory=list)
     units: dict[str, list[Units]] = field(default_factory=dict)
 
@@ -81,9 +85,9 @@ class World:
 
     @contextlib.contextmanager
     def span(self, stage: str, who: int, num_rows: int) -> Any:
-        started = time.perf_counter()
+        started = _now()
         yield
-        self.spans.append(Span(stage, who, started - self.started, time.perf_counter() - self.started, num_rows))
+        self.spans.append(Span(stage, who, started - self.started, _now() - self.started, num_rows))
 
     def stage_seconds(self, num_steps: int) -> dict[str, float]:
         return stage_seconds(self.units, num_steps)
@@ -106,10 +110,10 @@ class Player:
         """Answers."""
 
     async def generate(self, prompts: pa.Table, group_size: int, seed: int, groups_per_batch: int, is_greedy: bool,
-                       together: bool) -> AsyncIterator[Leaving | pa.Table]:
+                       together: bool) -> AsyncIterator[pa.Table | Leaving]:
         """As actors.rollout.RolloutActor: whole groups as they finish."""
         at = {group: row for row, group in enumerate(prompts["group_id"].to_pylist())}
-        started, finished = time.perf_counter(), list[int]()
+        started, finished = _now(), list[int]()
         tasks = [asyncio.ensure_future(self._group(group, group_size)) for group in at] if self._is_timed else []
         order = asyncio.as_completed(tasks) if tasks else at
         try:
@@ -123,10 +127,10 @@ class Player:
                     leaving = Leaving(finished, batch.num_rows, batch.nbytes)
                 self._world.rolled_out.came(batch.num_rows)
                 self._world.spans.append(Span("rollout", self._who, started - self._world.started,
-                                              time.perf_counter() - self._world.started, batch.num_rows))
+                                              _now() - self._world.started, batch.num_rows))
                 finished = []
-                yield leaving
                 yield batch
+                yield leaving
         finally:
             for task in tasks:
                 task.cancel()
@@ -166,11 +170,11 @@ class Player:
     async def publish(self, version: int) -> str:
         """The weights of `version` are everywhere; engines stand still meanwhile."""
         if self._is_timed and self._who == 0:
-            started = time.perf_counter()
+            started = _now()
             await asyncio.sleep(self._latency.sync_s)
-            self._world.paused_s += time.perf_counter() - started
+            self._world.paused_s += _now() - started
             self._world.spans.append(Span("sync", self._who, started - self._world.started,
-                                          time.perf_counter() - self._world.started, 0))
+                                          _now() - self._world.started, 0))
         self._world.version = version
         return f"{version:016x}"
 

@@ -29,7 +29,8 @@ def rollouts(prompts: pa.Table, group_size: int, version: int) -> pa.Table:
     columns |= _slice(_completions(num_rows), num_rows)
     columns["sample"] = pa.array(np.tile(np.arange(group_size, dtype=np.int32), prompts.num_rows))
     columns["policy_version"] = pa.array(np.full(num_rows, version, np.int64))
-    columns["policy_versions"] = _lists(np.full(num_rows * NUM_TOKENS, version, np.int32), NUM_TOKENS, "policy_versions")
+    versions = np.full(num_rows * NUM_TOKENS, version, np.int32)
+    columns["policy_versions"] = _lists(versions, NUM_TOKENS, "policy_versions")
     return pa.table([columns[name] for name in ROLLOUT.names], schema=ROLLOUT)
 
 
