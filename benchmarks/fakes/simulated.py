@@ -45,6 +45,11 @@ class Simulated:
     def over_slowest(self) -> float:
         return self.wall_s / self.slowest_s
 
+    def some_steps(self, num_steps: int) -> list[Span]:
+        """What was at work from the end of the warm-up on, for about so many steps."""
+        begin = sorted(span.end_s for span in self.spans if span.stage == "learn")[WARM_UP - 1]
+        return [span for span in self.spans if begin <= span.start_s < begin + num_steps * self.wall_s]
+
 
 def simulate(latency: Latency, *, steps: int, max_staleness: int, barrier: bool = False, virtual: bool = False
              ) -> Simulated:
