@@ -23,7 +23,7 @@ class InstallsWeights(Protocol):
 
 
 class HalfSentWeights(Exception):
-    """The engine was asked for completions while its weights are of two versions."""
+    """The engine was asked what it holds while its weights are of two versions."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ class Receiver:
         if not self.is_whole:
             raise HalfSentWeights("the engine must hold whole weights to write completions, got some of "
                                   f"{self._why}; it goes on once it is sent whole weights")
+
+    async def whole(self) -> None:
+        """Returns once the engine holds whole weights: at once, or after the update that is under way; after one that
+        failed, with the next. Who sends it says when an engine is given up."""
+        async with self._turn:
+            await self._turn.wait_for(lambda: self.is_whole)
 
     async def open(self, init_info: dict[str, Any]) -> None:
         """Opens the channel to the learner, where the backend has one."""
@@ -180,6 +186,7 @@ class Receiver:
             label = version_label(coming.version, "direct" if checksum is None else checksum)
             installed = await self._engine.end_sync(label)
             self._coming, self.is_whole, self.held = None, True, Held(label, *installed)
+            self._turn.notify_all()     # who waits for whole weights
             return self.held
 
     def _awaits(self, stream: str) -> bool:

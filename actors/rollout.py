@@ -55,7 +55,7 @@ class RolloutActor:
         is_greedy: at temperature 0, where logprobs say nothing of the policy that is trained. together: the numbers,
         and which groups leave together, follow from this call alone; calls wait for their turn.
         """
-        self._weights.refuse_prompts()
+        await self._weights.whole()     # a call that was another engine's may come while this one is sent weights
         temperature = 0.0 if is_greedy else self._config.temperature
         rows = check(prompts, PROMPT).to_pylist()
         admission = self._engine.together(len(rows) * group_size) if together else contextlib.nullcontext()

@@ -126,6 +126,30 @@ def test_a_half_sent_update_refuses_prompts_until_whole_weights_are_in():
     asyncio.run(run())
 
 
+def test_who_asks_for_completions_waits_for_the_end_of_an_update_and_after_one_that_failed_for_the_next():
+    async def run():
+        engine, receiver, learner = pair()
+        await asyncio.wait_for(receiver.whole(), 1.0)
+        coming, checksum = await learner.send(receiver, 1)
+        waiting = asyncio.ensure_future(receiver.whole())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await receiver.end(coming.stream, checksum)
+        await asyncio.wait_for(waiting, 1.0)
+        engine.fails_at = len(engine.told) + 1
+        with pytest.raises(ValueError, match="another mark"):
+            await learner.send(receiver, 2)
+        waiting = asyncio.ensure_future(receiver.whole())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        engine.fails_at = None
+        coming, checksum = await learner.send(receiver, 3)
+        await receiver.end(coming.stream, checksum)
+        await asyncio.wait_for(waiting, 1.0)
+
+    asyncio.run(run())
+
+
 def test_after_a_bucket_that_failed_the_rest_of_its_stream_is_refused():
     async def run():
         engine, receiver, learner = pair()
