@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from actors.absent import NoLearners
 from actors.explainer import ExplainerActor
 from actors.gang import Gang
 from actors.judges import start_judge
@@ -56,10 +57,15 @@ class Fleet:
         timeout_s = config.placement.ready_timeout_s
         self._placement = Placement(role, config.placement.strategy, timeout_s)
         # The learners are asked first: they take longest to be ready.
-        self.learners = Gang(learner_spec(config, checked.plan), self._placement, role["learner"].num_actors,
-                             config.faults, board=self.board, say=say)
+        self._has_learners, self._has_engines = "learner" in role, "rollout" in role
+        self.learners: Gang | NoLearners = NoLearners()
+        if self._has_learners:
+            self.learners = Gang(learner_spec(config, checked.plan), self._placement, role["learner"].num_actors,
+                                 config.faults, board=self.board, say=say)
+        # Without learners, an engine serves with the weights it was started with.
         self.rollouts = self._pool("rollout", RolloutActor, (
-            config.policy.model, config.rollout, config.sync, role["rollout"].num_gpus, config.seed), self._catch_up)
+            config.policy.model, config.rollout, config.sync, config.placement.rollout.num_gpus, config.seed),
+            self._catch_up if self._has_learners else None)
         self.explainers = self._pool("explainer", ExplainerActor, (
             checked.explainer, role["explainer"].num_gpus if "explainer" in role else 0.0, config.seed,
             config.pipeline.is_reproducible))
@@ -129,8 +135,12 @@ class Fleet:
             names = [name for pool in self.pools for name in pool.starting] + ["learner"] * (joined in late)
             raise TimeoutError(f"actors must be ready within placement.ready_timeout_s = {timeout_s:g}, still waiting "
                                f"for {', '.join(sorted(names))}; see Ray's log files")
-        await asyncio.wait_for(self.weights.open(self.rollouts.actors), timeout_s)
+        await asyncio.wait_for(self._open_channel(), timeout_s)
         return joined.result()
+
+    async def _open_channel(self) -> None:
+        if self._has_learners and self._has_engines:
+            await self.weights.open(self.rollouts.actors)
 
     async def _join(self) -> str:
         if self.config.rollout.engine.sleeps:       # an engine measures at its start what is free beside it
@@ -145,7 +155,7 @@ class Fleet:
             self.rollouts.rewind()
             await self.learners.rebuild()
             self.weights = self._weight_sync()
-            await self.weights.open(self.rollouts.actors)
+            await self._open_channel()
 
     @contextlib.asynccontextmanager
     async def learning(self) -> AsyncIterator[None]:
@@ -154,12 +164,13 @@ class Fleet:
         if not self.config.rollout.engine.sleeps:
             yield
             return
-        await self._tell_engines(lambda actor: actor.sleep.remote())
-        try:
-            yield
-            await self.learners.release()
-        finally:
-            await self._tell_engines(lambda actor: actor.wake.remote())
+        async with self._sending:       # an engine that sleeps has no memory to take weights into
+            await self._tell_engines(lambda actor: actor.sleep.remote())
+            try:
+                yield
+                await self.learners.release()
+            finally:
+                await self._tell_engines(lambda actor: actor.wake.remote())
 
     async def _tell_engines(self, call: Callable[[Any], Awaitable[None]]) -> None:
         actors = list(self.rollouts.actors)
@@ -173,9 +184,12 @@ class Fleet:
     async def sync(self, version: int) -> str:
         """Brings the learners' weights to every rollout engine as `version`; returns the checksum of what they hold.
 
-        An engine that is lost or late gets them later, and no prompts until then. One that refuses them gets them once
-        more, and is then restarted.
+        An engine that is lost or late gets them later, and no prompts until then. One that refuses them, or does not
+        take them in time, gets them once more, and is then restarted. Without engines, the checksum alone is found;
+        without learners there is none, "".
         """
+        if not self._has_learners:
+            return ""
         async with self._sending:
             self._version, actors = version, self.rollouts.actors
             there = [index for index, health in enumerate(self.rollouts.health) if health.is_alive]
@@ -184,7 +198,8 @@ class Fleet:
             for index, outcome in zip(there, sent.outcomes, strict=True):
                 await self._note(index, actors[index], outcome)
         await asyncio.gather(*(self._catch_up(index) for index in missed if self.rollouts.health[index].is_alive))
-        await self.rollouts.any_ready()
+        if self._has_engines:
+            await self.rollouts.any_ready()
         return sent.checksum
 
     async def _catch_up(self, index: int) -> None:
@@ -202,7 +217,7 @@ class Fleet:
                 return
             outcome = sent.outcomes[0]
             await self._note(index, actor, outcome)
-            if outcome.held is None and not outcome.is_lost:
+            if outcome.held is None:        # though it may answer a ping: what is behind it hangs
                 self.rollouts.lose(index, actor, outcome.error)
 
     async def _note(self, index: int, actor: Any, outcome: Outcome) -> None:
@@ -212,7 +227,7 @@ class Fleet:
                 await self.rollouts.late(index, actor, outcome.error)
             else:
                 self.rollouts.missed(index, actor, outcome.error)
-        elif actor is self.rollouts.actors[index]:
+        elif actor is self.rollouts.actors[index] and self.rollouts.health[index].is_alive:     # not lost meanwhile
             self.rollouts.current(index, self._version)
 
     def split(self, prompts: pa.Table) -> list[tuple[Any, pa.Table]]:

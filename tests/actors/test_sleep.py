@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from actors.fleet import Fleet
-from rlaif.config.train import EngineConfig, RolloutConfig
+from actors.sending import WeightsMovedOn
+from rlaif.config.train import EngineConfig, RolloutConfig, WeightSyncConfig
+from rlaif.pipeline.health import Health, State
 
 
 class Notes(list):
@@ -31,7 +33,7 @@ def fleet(notes, sleeps, *actors):
     async def release():
         notes.append("release")
 
-    made.learners = SimpleNamespace(release=release)
+    made.learners, made._sending = SimpleNamespace(release=release), asyncio.Lock()
     return made
 
 
@@ -61,6 +63,29 @@ def test_engines_wake_when_the_learners_fail():
     with pytest.raises(RuntimeError, match="a rank is gone"):
         learn(fleet(notes, True, notes.actor(0)), notes, RuntimeError("a rank is gone"))
     assert notes == ["sleep 0", "learn", "wake 0"]
+
+
+def test_an_engine_that_was_restarted_is_sent_no_weights_while_it_sleeps():
+    notes = Notes()
+    made = fleet(notes, True, notes.actor(0))
+    made._version, made.rollouts.health = 3, [Health(State.STALE)]
+
+    class Weights:
+        async def send(self, version, actors, is_again):
+            notes.append("weights")
+            raise WeightsMovedOn
+
+    made.weights, made.config.sync = Weights(), WeightSyncConfig()
+
+    async def run():
+        async with made.learning():
+            catching_up = asyncio.ensure_future(made._catch_up(0))
+            await asyncio.sleep(0.01)
+            notes.append("learn")
+        await catching_up
+
+    asyncio.run(run())
+    assert notes == ["sleep 0", "learn", "release", "wake 0", "weights"]
 
 
 def test_an_engine_that_fails_to_sleep_ends_the_step_and_one_that_is_gone_is_replaced():
