@@ -43,8 +43,8 @@ class Ranks:
         """What call(actor) gives of every rank, in their order.
 
         After each hang_s without the whole answer, ranks that have met are asked whether they live. Raises LearnersLost
-        where one does not, now or before; InputsLost where an object that the call reads is gone; what a rank raises
-        as it is.
+        where one does not, now or before; InputsLost where an object that the call reads is gone, for all of them; what
+        a rank raises as it is.
         """
         if self._why is not None:
             raise LearnersLost(self._why)
@@ -75,9 +75,18 @@ class Ranks:
             if failed and _tells_of_a_broken_group(failed[0]):
                 self._lose(told(failed[0]), failed)
             if failed and lost(failed[0]) is Lost.INPUTS:
+                if not await self._none_has_begun(tasks):
+                    self._lose(f"some cannot read what others are at work on: {told(failed[0])}", failed)
                 raise InputsLost(f"{self.role}s cannot read what they are to work on: {told(failed[0])}") from failed[0]
             if failed:
                 raise failed[0]
+
+    async def _none_has_begun(self, tasks: list[asyncio.Task]) -> bool:
+        """Whether no rank can read what it was given. One that can waits in the midst of the work for the others, and
+        would take their next work for the rest of this."""
+        await asyncio.wait(tasks, timeout=self._faults.ping_s)
+        errors = [task.exception() if task.done() else None for task in tasks]
+        return all(error is not None and lost(error) is Lost.INPUTS for error in errors)
 
     def _lose(self, why: str, failed: list[BaseException]) -> None:
         self._why = why
