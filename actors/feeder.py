@@ -108,8 +108,10 @@ class Feeder:
         summary = pa.concat_tables(summaries).combine_chunks()
         self._stream.observe(summary["group_id"].to_pylist(), summary["reward"].to_pylist())
         rows = rows_of(summary, kept) if replaced else summary
-        refuse_stale(self.version, rows["policy_version"].to_pylist(), self._config.pipeline.max_staleness)
-        figures = staleness_figures(self.version, rows) | {
+        # Where nothing is learned, a step is no version.
+        version = 0 if self._config.mode == "rollout" else self.version
+        refuse_stale(version, rows["policy_version"].to_pylist(), self._config.pipeline.max_staleness)
+        figures = staleness_figures(version, rows) | {
             "groups_in_flight": num_waiting - num_buffered, "groups_buffered": num_buffered,
             "groups_discarded": len(replaced), "groups_skipped": self.ledger.totals["skipped"]}
         return Chosen([portion.tables[0] for portion in portions], summary, kept, replaced, num_equal, num_rounds + 1,

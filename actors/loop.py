@@ -16,7 +16,9 @@ from actors.fleet import Fleet
 from actors.held_out import HeldOut
 from actors.pool import InputsLost
 from actors.progress import Progress, Saves, Tally, Unsaved
+from actors.replay import Replay, ReplayStream
 from actors.stages import STAGES, Stages
+from actors.storing import Storing
 from rlaif.config.algorithm import AlgorithmConfig
 from rlaif.config.train import TrainConfig
 from rlaif.data.prompts import PromptStream
@@ -42,19 +44,24 @@ class Trained:
     ledger: dict[str, Any] = field(default_factory=dict)    # what became of the groups: Ledger.state()
 
 
-async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream, held_out: HeldOut, labels: list[str],
-                report: Report, watch: Stopwatch, driver_clock: Callable[[], float], saver: Saves | None = None,
-                dashboard: Dashboard | None = None) -> Trained:
+async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream | ReplayStream, held_out: HeldOut,
+                labels: list[str], report: Report, watch: Stopwatch, driver_clock: Callable[[], float],
+                saver: Saves | None = None, dashboard: Dashboard | None = None, storing: Storing | None = None
+                ) -> Trained:
     """Trains the policy on the prompts of `stream` for `config.steps` steps, or until an evaluation or a signal ends
     the run; goes on where `saver` says that it stood.
 
-    labels: what the slots' classes are called where samples are shown. driver_clock: tells the CPU seconds that this
+    stream: prompts, or stored rollouts, which are trained on as they are. storing: keeps what is rolled out. labels:
+    what the slots' classes are called where samples are shown. driver_clock: tells the CPU seconds that this
     process has spent so far.
     """
     at, saver = Progress(0, stream, Ledger(), kl_controller(config.algorithm), held_out, Tally()), saver or Unsaved()
     at = await saver.restore(at) or at
     stages, stopped, is_ahead = Stages(), held_out.stop, config.pipeline.max_staleness > 0
-    feeder = Feeder(fleet, at.stream, config, stages, at.ledger, at.buffered)
+    storing = storing or Storing(config, {})
+    storing.rewind(at.step)
+    feed = Replay if isinstance(at.stream, ReplayStream) else Feeder
+    feeder = feed(fleet, at.stream, config, stages, at.ledger, at.buffered)
     try:
         checksum = await fleet.sync(at.step)
         if at.before is None:
@@ -68,7 +75,8 @@ async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream, held_ou
             started, driver = time.perf_counter(), driver_clock()
             chosen = await saver.unless_ended(feeder.take())
             try:
-                learned = await learn(fleet, chosen, at, stages)
+                async with storing.writing(at.step + 1, chosen):
+                    learned = await learn(fleet, chosen, at, stages)
             except InputsLost:
                 feeder.again(chosen)
                 continue
@@ -99,7 +107,7 @@ async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream, held_ou
         stopped = saver.ends
     finally:
         await feeder.close()
-    if at.step == config.steps:
+    if at.step == config.steps and not held_out.is_due(at.step):
         stopped = None          # it was the last one anyway
     if stopped is not None:
         report.say(f"ends after step {at.step} of {config.steps}: {stopped}")

@@ -28,7 +28,7 @@ class Tally:
     def add(self, step_values: Mapping[str, Any]) -> None:
         self.loop_s += step_values["step_s"]
         self.num_rollouts += step_values["num_rollouts"]
-        self.max_logprob_gap = max(self.max_logprob_gap, step_values["max_logprob_gap"])
+        self.max_logprob_gap = max(self.max_logprob_gap, step_values.get("max_logprob_gap", 0.0))
 
 
 @dataclass

@@ -21,8 +21,11 @@ from actors.function_parts import check_functions
 from actors.held_out import HeldOut, best_folder
 from actors.loop import Trained, train
 from actors.planning import refuse_what_cannot_fit
+from actors.replay import ReplayStream
 from actors.saving import Saver, checkpoints_of, find
+from actors.storing import Storing, rollouts_folder
 from actors.surviving import surviving
+from actors.unmeasured import Unmeasured
 from actors.watchdog import Watchdog
 from rlaif.config.train import TrainConfig
 from rlaif.data.prompts import PromptStream, in_order
@@ -32,7 +35,7 @@ from rlaif.running.cli import working
 from rlaif.running.identity import identity
 from rlaif.running.lock import held
 from rlaif.running.memory import PeakMemory
-from rlaif.running.preflight import Checked, check_train
+from rlaif.running.preflight import Checked, check_train, rollouts_made_of
 from rlaif.running.report import Report, Stopwatch, before_after_table, write_json
 from rlaif.running.run_folder import claim, finish, refuse_other_run
 from rlaif.running.versions import versions
@@ -81,7 +84,9 @@ def _run(asked: TrainConfig, checked: Checked, watch: Stopwatch) -> None:
                         identity(asked, load_tokenizer(config.policy.model))))
                 summary = _summary(config, trained, len(checked.test_rows), watch, memory.peak_gb)
                 write_json(Path(config.output_dir) / "summary.json", summary)
-                report.say(f"policy: {export_folder(config.output_dir)}   summary: {config.output_dir}/summary.json   "
+                what = (f"policy: {export_folder(config.output_dir)}" if config.mode != "rollout" else
+                        f"rollouts: {rollouts_folder(config.output_dir)}")
+                report.say(f"{what}   summary: {config.output_dir}/summary.json   "
                            f"{watch.total:.0f} s in all, {memory.peak_gb:.1f} GB at the peak")
             finish(config.output_dir)
             checkpoints_of(config).clear()
@@ -107,7 +112,8 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(
         config, output_dir=str(Path(config.output_dir).resolve()),
         policy=dataclasses.replace(config.policy, model=absolute(config.policy.model)),
-        reward=dataclasses.replace(config.reward, model=absolute(config.reward.model)))
+        reward=dataclasses.replace(config.reward, model=absolute(config.reward.model)),
+        stored=dataclasses.replace(config.stored, read=absolute(config.stored.read)))
 
 
 def with_absolute_files(plan: RewardPlan) -> RewardPlan:
@@ -132,28 +138,39 @@ async def _train(config: TrainConfig, checked: Checked, report: Report, watch: S
         report.say(f"all actors ready in {watch.seconds['start']:.1f} s: {counts}")
         for line in filter(None, [remark, *checked.remarks]):
             report.say(line)
-        prompts = checked.train
+        storing = Storing(config, rollouts_made_of(config, checked.plan))
         saver = Saver(config, fleet, report, watch, made_of, ending)
         dashboard = Dashboard(config.output_dir)
 
         async def attempt() -> Trained:     # from the last checkpoint on
-            stream = PromptStream(prompts.rows, config.seed, sizes=prompts.sizes, weights=prompts.weights,
-                                  curriculum=config.prompts.curriculum)
-            held_out = HeldOut(fleet, in_order(checked.test_rows), config, report, watch)
-            return await train(config, fleet, stream, held_out, checked.class_names, report, watch, driver_clock,
-                               saver, dashboard)
+            held_out = Unmeasured()
+            if config.mode == "train":
+                held_out = HeldOut(fleet, in_order(checked.test_rows), config, report, watch)
+            return await train(config, fleet, _stream(config, checked), held_out, checked.class_names, report, watch,
+                               driver_clock, saver, dashboard, storing)
 
         watchdog = Watchdog(fleet.board, config.faults, config.output_dir, report.say, lambda: fleet.handles)
         async with dashboard.watching(fleet, report.say, config.report.state_every_s):
             trained = await watchdog.over(surviving(fleet.rebuild_learners, attempt))
         if saver.ends is not None and trained.stopped == saver.ends:
             raise Ended(saver.ends, trained.steps or None)
-        await _export(config, fleet, trained, report)
+        if config.mode != "rollout":
+            await _export(config, fleet, trained, report)
         for line in before_after_table(trained.before, trained.after):
             report.say(line)
         return trained
     finally:
         fleet.stop()
+
+
+def _stream(config: TrainConfig, checked: Checked) -> PromptStream | ReplayStream:
+    """What a run goes through from its beginning: prompts, or rollouts that are stored."""
+    if checked.stored is not None:
+        return ReplayStream(checked.stored)
+    prompts = checked.train
+    assert prompts is not None
+    return PromptStream(prompts.rows, config.seed, sizes=prompts.sizes, weights=prompts.weights,
+                        curriculum=config.prompts.curriculum)
 
 
 async def _export(config: TrainConfig, fleet: Fleet, trained: Trained, report: Report) -> None:

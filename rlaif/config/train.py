@@ -24,6 +24,7 @@ from rlaif.config.learner import DTYPES, LearnerConfig
 from rlaif.config.pipeline import PipelineConfig
 from rlaif.config.prompts import ChatConfig, PromptsConfig
 from rlaif.config.reward_parts import RewardPartConfig
+from rlaif.config.stored import MODES, StoredConfig
 
 
 @dataclass
@@ -267,6 +268,7 @@ class TrainConfig:
     """launch/train.py: reinforcement learning."""
 
     output_dir: str = MISSING
+    mode: str = "train"                 # train | rollout (no learners) | replay (learners alone); see `stored`
     seed: int = 0                       # >= 0
     steps: int = 100                    # updates, >= 1
     policy: ModelConfig = field(default_factory=ModelConfig)
@@ -283,16 +285,31 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     faults: FaultsConfig = field(default_factory=FaultsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stored: StoredConfig = field(default_factory=StoredConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
         not_negative(self, "seed")
         positive(self, "steps")
-        if self.output_dir != MISSING:      # a whole configuration, not its defaults alone
+        self._check_mode()
+        if self.output_dir != MISSING and self.mode != "replay":      # a whole configuration, not its defaults alone
             for split in ("test", "train"):
                 self.prompts.sets(split)
             if self.reward.model is None and not self.rewards:
                 raise UserError("reward.model must be given where rewards is empty, got nothing; name a judge")
+
+    def _check_mode(self) -> None:
+        one_of(self, "mode", MODES)
+        if (self.mode == "replay") != (self.stored.read is not None):
+            raise UserError(f"stored.read must be given with mode replay and with no other, got {self.stored.read!r} "
+                            f"with mode {self.mode}; name output_dir/rollouts of a run, or leave it out")
+        if self.mode == "replay" and self.stored.write:
+            raise UserError("stored.write must be false with mode replay, got True: what it trains on is stored")
+        if self.mode == "train":
+            return
+        for option, figure in self.evaluation.figures_asked_for().items():
+            raise UserError(f"evaluation.{option} must be left out with mode {self.mode}, got {figure!r}: without "
+                            f"{'engines' if self.mode == 'replay' else 'learners'} nothing is evaluated")
 
 
 @dataclass

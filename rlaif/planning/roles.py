@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from rlaif.config.train import ExplainerConfig, RoleConfig, TrainConfig
 from rlaif.rewards.plan import JudgePart, RewardPlan
 
@@ -10,7 +12,8 @@ __all__ = ["judge_role", "roles"]
 
 def roles(config: TrainConfig, explainer: ExplainerConfig, plan: RewardPlan) -> dict[str, RoleConfig]:
     """Every role of the run, in bundle order: no explainers where the complete `explainer` asks for none, and of the
-    judges and reward functions those that `plan` needs."""
+    judges and reward functions those that `plan` needs. With config.mode replay the learners alone, with rollout all
+    but the learners; a role beside one that is not there has its place to itself."""
     placement = config.placement
     found = {"rollout": placement.rollout}
     if explainer.source != "none":
@@ -18,7 +21,12 @@ def roles(config: TrainConfig, explainer: ExplainerConfig, plan: RewardPlan) -> 
     found |= {judge_role(judge): judge.placement or placement.slot for judge in plan.judges}
     if not plan.is_plain:
         found["functions"] = placement.functions
-    return found | {"learner": placement.learner}
+    found |= {"learner": placement.learner}
+    if config.mode == "train":
+        return found
+    found = {name: role for name, role in found.items() if (name == "learner") == (config.mode == "replay")}
+    return {name: role if role.beside is None or role.beside in found else dataclasses.replace(role, beside=None)
+            for name, role in found.items()}
 
 
 def judge_role(judge: JudgePart) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import AutoModelForCausalLM
 
@@ -12,6 +13,7 @@ from rlaif.config.algorithm import GROUP_ADVANTAGES, AlgorithmConfig
 from rlaif.config.checks import UserError
 from rlaif.config.learner import CriticConfig, LearnerConfig
 from rlaif.config.reward import JudgeConfig
+from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.config.train import ExplainerConfig, RolloutConfig, TrainConfig
 from rlaif.data.prompts import PromptSet, read_prompts
 from rlaif.esfp.gold import GOLD
@@ -22,18 +24,21 @@ from rlaif.modeling.models import load_tokenizer, refuse_incomplete, skeleton
 from rlaif.planning.bundles import groups
 from rlaif.rewards.plan import RewardPlan, plan_rewards
 from rlaif.rewards.rules import check_rules
+from rlaif.running.identity import tokenizer_hash
+from rlaif.running.rollout_store import StoredRollouts
 
 
 @dataclass(frozen=True)
 class Checked:
     """What the checks read on the way, so that nothing is read twice."""
 
-    train: PromptSet
+    train: PromptSet | None         # None where there is nothing to roll out
     test_rows: list[dict]
     plan: RewardPlan
     judges: Mapping[str, Judge]     # of the plan, by the name of their part
     explainer: ExplainerConfig      # complete: source is set, and with it model and template
     remarks: list[str]              # what the user should know and did not ask for
+    stored: StoredRollouts | None = None        # rollouts to train on in place of prompts
 
     @property
     def class_names(self) -> list[str]:
@@ -50,6 +55,8 @@ def check_train(config: TrainConfig) -> Checked:
     check_devices(config)
     refuse_incomplete(config.policy.model, "policy.model")
     check_learner(config.learner, config.algorithm, config.policy.model)
+    if config.mode == "replay":
+        return check_replay(config)
     if config.explainer.source == "column":
         raise UserError("explainer.source must be model, server or none in reinforcement learning, got 'column': "
                         "rollouts are new texts")
@@ -65,6 +72,41 @@ def check_train(config: TrainConfig) -> Checked:
     refuse_unmeasured(config, plan)
     return Checked(train, test.rows[: config.evaluation.num_prompts], plan, judges, explainer,
                    [*_dropped("train", train), *_dropped("test", test)])
+
+
+def check_replay(config: TrainConfig) -> Checked:
+    """Of a run that trains on stored rollouts, whose parts of the reward are those of the run that stored them. Raises
+    UserError for rollouts that are not there, too few, or of another tokenizer or temperature."""
+    stored = StoredRollouts(str(config.stored.read))
+    plan = stored_plan(stored)
+    check_algorithm(config.algorithm, config.rollout, plan)
+    groups_per_step = config.rollout.groups_per_step
+    if len(stored.groups) < config.steps * groups_per_step:
+        raise UserError(f"steps must be at most {len(stored.groups) // groups_per_step} with rollout.groups_per_step = "
+                        f"{groups_per_step} and the {len(stored.groups)} groups in {stored.folder}, got "
+                        f"{config.steps}; store more, or train for fewer steps")
+    for name, here in (("tokenizer", tokenizer_hash(load_tokenizer(str(config.policy.model)))),
+                       ("temperature", config.rollout.temperature)):
+        if stored.header.get(name) != here:
+            field = "policy.model's tokenizer" if name == "tokenizer" else "rollout.temperature"
+            raise UserError(f"{field} must be that of the rollouts in {stored.folder} ({stored.header.get(name)}), got "
+                            f"{here}; set it as in the run that stored them")
+    explainer = dataclasses.replace(config.explainer, source="none")
+    return Checked(None, [], plan, {}, explainer, [], stored)
+
+
+def stored_plan(stored: StoredRollouts) -> RewardPlan:
+    """The parts of the reward that stored rollouts have, none of them to be asked."""
+    return RewardPlan(tuple(RewardPartConfig(kind="judge", name=name, weight=weight)
+                            for name, weight in stored.weights.items()), ())
+
+
+def rollouts_made_of(config: TrainConfig, plan: RewardPlan) -> dict[str, Any]:
+    """What stored rollouts say of the run that made them: see rlaif.running.rollout_store."""
+    return {"tokenizer": tokenizer_hash(load_tokenizer(str(config.policy.model))), "policy": config.policy.model,
+            "temperature": config.rollout.temperature, "group_size": config.rollout.group_size,
+            "groups_per_step": config.rollout.groups_per_step, "seed": config.seed, "mode": config.mode,
+            "weights": plan.weights}
 
 
 def _dropped(split: str, prompts: PromptSet) -> list[str]:

@@ -121,7 +121,8 @@ def stage_lines(step: int, num_steps: int, values: Mapping[str, Any]) -> list[st
         ("explain", _explain_line(values)),
         ("score", _score_line(values)),
         ("learn", f"{values['num_trained']:d} rows, {values['equal_reward_group_share']:.0%} of groups equal"
-                  f"{_replaced(values)}, gradient norm {values['grad_norm']:.2f}"),
+                  f"{_replaced(values)}, gradient norm {values['grad_norm']:.2f}" if "grad_norm" in values else
+                  f"none: {values['equal_reward_group_share']:.0%} of groups equal{_replaced(values)}"),
         ("sync", f"weights {values['policy_version']:d} {values['checksum'][:8]}"),
     )
     return lines + [f"  {name:<8}{values[f'{name}_s']:6.2f} s  {text}" for name, text in stages]
