@@ -18,7 +18,7 @@ from actors.restarts import ActorLost, InputsLost, Lost, answered, end, lost, ma
 from actors.vitals import Vitals
 from rlaif.config.faults import FaultsConfig
 from rlaif.metrics import Metric
-from rlaif.pipeline.board import Board
+from rlaif.pipeline.board import Board, Waiting
 from rlaif.pipeline.budgets import Budget, BudgetSpent
 from rlaif.pipeline.health import TRANSITIONS, Event, Health, State, after
 
@@ -114,20 +114,21 @@ class Pool:
         while True:
             place = await self._chosen(index)
             try:
-                with self._serving(place, num_rows) as gone:
+                with self._serving(place, num_rows) as (gone, _):
                     *tables, metrics = call(place.actor)
                     return Answer(tables, await first_of(metrics, gone))
             except ActorLost:
                 self._counts["calls_again"] += 1
 
     @contextlib.asynccontextmanager
-    async def turn(self, num_rows: int, *, index: int | None = None) -> AsyncIterator[Any]:
-        """An actor for a call that answers bit by bit. Raises ActorLost where it is lost inside: the caller asks again
-        for what it did not get."""
+    async def turn(self, num_rows: int, *, index: int | None = None
+                   ) -> AsyncIterator[tuple[Any, Callable[[], None]]]:
+        """An actor for a call that answers bit by bit, and what to call at each bit: it is progress. Raises ActorLost
+        where the actor is lost inside: the caller asks again for what it did not get."""
         place = await self._chosen(index)
         try:
-            with self._serving(place, num_rows) as gone, interrupted_by(gone):
-                yield place.actor
+            with self._serving(place, num_rows) as (gone, waiting), interrupted_by(gone):
+                yield place.actor, lambda: self._board.moved(waiting)
         except ActorLost:
             self._counts["calls_again"] += 1
             raise
@@ -273,16 +274,16 @@ class Pool:
         self._waiting.clear()
 
     @contextlib.contextmanager
-    def _serving(self, place: _Place, num_rows: int) -> Iterator[asyncio.Future[str]]:
+    def _serving(self, place: _Place, num_rows: int) -> Iterator[tuple[asyncio.Future[str], Waiting]]:
         """Inside, the actor is at work on `num_rows`, and is asked after each hang_s whether it lives. Gives what tells
-        of its loss; raises ActorLost or InputsLost for errors that mean it."""
+        of its loss, and its entry on the board; raises ActorLost or InputsLost for errors that mean it."""
         actor, gone = place.actor, place.gone
         assert gone is not None
         place.in_flight += num_rows
         guard = asyncio.ensure_future(self._guard(place, actor))
         try:
-            with self._board.doing(self.role, self._name(place), f"its answer to {num_rows} rows"):
-                yield gone
+            with self._board.doing(self.role, self._name(place), f"its answer to {num_rows} rows") as waiting:
+                yield gone, waiting
         except Exception as error:
             what = lost(error)
             if what is Lost.ACTOR:

@@ -130,13 +130,14 @@ async def _rollouts(fleet: Fleet, prompts: pa.Table, order: Order, stages: Stage
     """What leaves an engine, with what is told of it. Raises ActorLost: what has not come yet is to be asked again."""
     num_rows = prompts.num_rows * order.group_size
     turn = fleet.rollouts.turn(num_rows, index=number if order.reproducible else None)
-    async with order.room.taken(num_rows), turn as actor:
+    async with order.room.taken(num_rows), turn as (actor, moved):
         with stages.busy("rollout"):
             stream = actor.generate.options(num_returns="streaming").remote(
                 prompts, order.group_size, order.seed, groups_per_batch, order.is_greedy, order.reproducible)
             async for rollouts in stream:
                 # Where the engine is lost in between, what comes last is the error, and it is raised here.
                 leaving = await (await anext(stream, rollouts))
+                moved()
                 yield leaving, rollouts
 
 

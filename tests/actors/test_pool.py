@@ -230,6 +230,20 @@ def test_a_turn_is_interrupted_when_its_actor_is_lost_whatever_it_waits_for():
     lived(body)
 
 
+def test_a_stream_that_gives_something_gets_on_however_long_it_lasts():
+    async def body(world):
+        now = [0.0]
+        world.pool._board = world.board = Board(lambda: now[0])
+        async with world.pool.turn(3) as (_, moved):
+            for _ in range(3):
+                now[0] += 60.0
+                assert world.board.stuck(60.0) is not None
+                moved()
+                assert world.board.stuck(60.0) is None
+
+    lived(body)
+
+
 def test_who_cancels_a_turn_is_obeyed():
     async def body(world):
         async def stream():

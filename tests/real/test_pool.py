@@ -241,10 +241,10 @@ def test_a_stream_that_breaks_off_says_so_and_what_it_gave_stays(how: str) -> No
     async def body(pool: Pool) -> Any:
         got: list[int] = []
         with pytest.raises(ActorLost, match="worker-0"):
-            async with pool.turn(3, index=0) as actor:
+            async with pool.turn(3, index=0) as (actor, _):
                 async for reference in actor.count.options(num_returns="streaming").remote(2, how):
                     got.append(await reference)
-        async with pool.turn(3, index=0) as actor:
+        async with pool.turn(3, index=0) as (actor, _):
             again = [await reference async for reference in actor.count.options(num_returns="streaming").remote(2, "")]
         return got, again
 
