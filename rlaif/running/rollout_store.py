@@ -116,6 +116,7 @@ class StoredRollouts:
         except (ValueError, OSError) as error:
             raise UserError(f"{path} must hold rows of this version's schema, got others: {error}; roll them out anew "
                             "with mode=rollout") from error
+        table = pa.table(table.columns, schema=SCORED)      # Parquet adds metadata of its own
         table = table.filter(pc.is_in(table["group_id"], value_set=pa.array(groups, pa.int64())))
         self._refuse_rows(path, table, groups)
         return table.combine_chunks()
