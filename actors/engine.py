@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from vllm import SamplingParams
@@ -34,6 +34,10 @@ from actors.engine_worker import WorkerExtension
 from actors.generation import Generation
 from actors.vitals import EngineLost
 from rlaif.config.train import EngineConfig
+
+LOOK_S = 1.0            # seconds between looks at whether the engine's process lives, while it is waited for
+
+Answer = TypeVar("Answer")
 
 
 class Engine:
@@ -67,7 +71,7 @@ class Engine:
 
     async def open(self, init_info: dict[str, Any]) -> None:
         """Opens the weight-transfer channel as its backend asks; once, before the first sync."""
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+        await self._told(self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info)))
 
     async def generate(self, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int | None,
                        with_logprobs: bool, cache_salt: str | None = None) -> Generation:
@@ -102,21 +106,22 @@ class Engine:
         with _death_told():
             async with self._turn:
                 self._num_turns += 1
-                await self._llm.get_supported_tasks()   # asked for once, and then without a wait: it keeps the order
+                # Asked for once by vLLM, and then known without a wait: that keeps the requests in their order.
+                await self._told(self._llm.get_supported_tasks())
                 # One socket takes the pause, the requests and the end of the pause, in this order: no need to wait.
                 pausing = asyncio.ensure_future(self._llm.pause_generation(mode="keep", clear_cache=False))
                 await asyncio.sleep(0)
                 self._num_awaited = num_requests
                 try:
                     if num_requests == 0:
-                        await self._llm.resume_generation()
+                        await self._told(self._llm.resume_generation())
                     yield
                     assert self._num_awaited == 0, f"{self._num_awaited} of {num_requests} requests were not made"
                 finally:
                     if self._num_awaited:
                         self._num_awaited = 0
-                        await self._llm.resume_generation()
-                    await pausing
+                        await self._told(self._llm.resume_generation())
+                    await self._told(pausing)
 
     async def _answer(self, token_ids: Sequence[int], params: SamplingParams, cache_salt: str | None
                       ) -> CompletionOutput:
@@ -145,44 +150,44 @@ class Engine:
         if self._num_awaited:
             self._num_awaited -= 1
             if self._num_awaited == 0:
-                await self._llm.resume_generation()
+                await self._told(self._llm.resume_generation())
 
     async def begin_sync(self) -> None:
         """Holds requests in flight and readies the engine to receive weights, after an update that failed too."""
         if self._is_updating:
-            await self._llm.collective_rpc("forget_half_update")
+            await self._told(self._llm.collective_rpc("forget_half_update"))
         # As pause_generation("keep") does it, which then sleeps for 20 ms so that outputs are told of in order.
-        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
+        await self._told(self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True))
         self._is_updating = True
-        await self._llm.start_weight_update()
+        await self._told(self._llm.start_weight_update())
 
     async def receive(self, update_info: dict[str, Any]) -> None:
         """Takes one part of the weights, as the backend describes it."""
-        await self._llm.update_weights(WeightTransferUpdateRequest(update_info))
+        await self._told(self._llm.update_weights(WeightTransferUpdateRequest(update_info)))
 
     async def end_sync(self, version: str) -> tuple[str, float]:
         """Puts the received weights to use as `version` and lets requests go on; answers as `installed` does."""
-        await self._llm.finish_weight_update(weight_version=version)
+        await self._told(self._llm.finish_weight_update(weight_version=version))
         self._is_updating = False
-        installed, _ = await asyncio.gather(self.installed(), self._llm.resume_generation())
+        installed, _ = await asyncio.gather(self.installed(), self._told(self._llm.resume_generation()))
         return installed
 
     async def sleep(self) -> None:
         """Gives the GPU's memory back once no request is in flight: weights go to the host, the KV cache is dropped."""
-        await self._llm.sleep(level=1, mode="wait")
+        await self._told(self._llm.sleep(level=1, mode="wait"))
 
     async def wake(self) -> None:
         """Takes the GPU's memory again; requests and new weights are welcome."""
-        await self._llm.wake_up()
+        await self._told(self._llm.wake_up())
 
     async def version(self) -> str:
         """The version of the last `end_sync`, as the engine's process keeps it."""
-        return await self._llm.get_weight_version()
+        return await self._told(self._llm.get_weight_version())
 
     async def installed(self) -> tuple[str, float]:
         """One digest of the weights as they lie in the engine, equal in equal engines; and the seconds of vLLM's reload
         in the last update, where they are known."""
-        answers = await self._llm.collective_rpc("weight_marks")
+        answers = await self._told(self._llm.collective_rpc("weight_marks"))
         joined = "".join(f"{name}={value};" for marks, _ in answers for name, value in sorted(marks.items()))
         digest = hashlib.blake2b(joined.encode(), digest_size=16).hexdigest()
         return digest, max(reload_s for _, reload_s in answers)
@@ -190,6 +195,19 @@ class Engine:
     async def installed_digest(self) -> str:
         """One digest of the weights as they lie in the engine; equal engines give equal digests."""
         return (await self.installed())[0]
+
+    async def _told(self, call: Awaitable[Answer]) -> Answer:
+        """What the engine's process answers. Raises EngineLost once it is dead: vLLM ends requests then, but never a
+        call that was under way."""
+        answering = asyncio.ensure_future(call)
+        try:
+            with _death_told():
+                while not (await asyncio.wait({answering}, timeout=LOOK_S))[0]:
+                    if self._llm.errored:
+                        raise self._llm.dead_error
+                return answering.result()
+        finally:
+            answering.cancel()
 
     def close(self) -> None:
         self._llm.shutdown()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 import ray
@@ -14,6 +17,7 @@ import torch
 from actors.placement import Placement
 from actors.rollout import RolloutActor
 from actors.sending import Order, Published, Sender
+from actors.vitals import EngineLost
 from rlaif.batch import ROLLOUT, check
 from rlaif.config.prompts import PromptsConfig
 from rlaif.config.train import EngineConfig, RolloutConfig, WeightSyncConfig
@@ -119,6 +123,20 @@ def test_weights_that_do_not_fit_are_refused_and_the_engine_lives_on(actor, prom
         outcome, = sender(wrong).publish(Order(9, 1 << 20, "float32", 60.0), [actor]).outcomes
         assert outcome.held is None and not outcome.is_lost and why in outcome.error
     assert roll_out(actor, prompts).num_rows == 96
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_an_engine_that_died_while_nobody_asked_is_told_of(local_ray: None, prompts, together: bool) -> None:
+    """Whether vLLM has noticed by then or not."""
+    with rollout_actor(POLICY, f"dying-{together}") as actor:
+        for pid, _ in ray.get(actor.ping.remote()).pids:
+            if "EngineCore" in " ".join(psutil.Process(pid).cmdline()):
+                os.kill(pid, signal.SIGKILL)
+        stream = actor.generate.options(num_returns="streaming").remote(prompts, 2, 0, 4, False, together)
+        with pytest.raises(EngineLost, match="engine process is dead"):
+            ray.get(next(iter(stream)), timeout=60)
+        outcome, = send(load_causal_lm(POLICY, "float32"), 1, [actor]).outcomes
+        assert outcome.held is None and "engine process is dead" in outcome.error
 
 
 def test_a_batch_of_another_schema_is_refused(actor, prompts) -> None:
