@@ -61,7 +61,8 @@ class Watchdog:
         self._backstop = backstop or Backstop(self._folder / "stacks-driver.txt")
 
     async def over(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """What `work` gives. Raises Stuck, after it was cancelled, where it makes no progress for faults.stuck_s."""
+        """What `work` gives. Raises Stuck, after it was cancelled, where for faults.stuck_s it makes no progress, or
+        has nothing under way."""
         working, looking = asyncio.ensure_future(work), asyncio.ensure_future(self._look())
         try:
             await asyncio.wait({working, looking}, return_when=asyncio.FIRST_COMPLETED)
@@ -80,6 +81,7 @@ class Watchdog:
 
     async def _look(self) -> None:
         faults = self._faults
+        self._board.watched()
         while True:
             self._backstop.put_off(faults.stuck_s + END_S)
             await self._sleep(min(LOOK_S, faults.warn_s / 4))

@@ -34,6 +34,11 @@ class Board:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._entries, self._num_entries = clock, dict[int, Waiting](), 0
+        self._bare_since = clock()
+
+    def watched(self) -> None:
+        """Somebody begins to look: that there was nothing under way before means nothing."""
+        self._bare_since = self._clock()
 
     @contextlib.contextmanager
     def doing(self, stage: str, who: str, what: str) -> Iterator[Waiting]:
@@ -45,6 +50,7 @@ class Board:
             yield self._entries[number]
         finally:
             del self._entries[number]
+            self._bare_since = self._clock()
 
     def moved(self, waiting: Waiting) -> None:
         waiting.moved, waiting.num_told = self._clock(), 0
@@ -66,6 +72,9 @@ class Board:
         return lines
 
     def stuck(self, stuck_s: float) -> str | None:
-        """The line of the entry that has stood longest, where that is stuck_s or more."""
+        """The line of the entry that has stood longest, where that is stuck_s or more; or of the driver, where nothing
+        has been under way for so long: it waits for what nobody wrote down."""
         now = self._clock()
+        if not self._entries and now - self._bare_since >= stuck_s:
+            return f"driver: nothing under way for {now - self._bare_since:.0f} s; waits for what is not on the board"
         return next((entry.line(now) for entry in self.entries[:1] if now - entry.moved >= stuck_s), None)

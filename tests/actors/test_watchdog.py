@@ -140,3 +140,13 @@ def test_a_backstop_that_is_lifted_leaves_nothing(tmp_path):
     assert (tmp_path / "stacks").is_file()
     backstop.lift()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_waits_for_what_nobody_wrote_down_is_ended_too(tmp_path):
+    async def work(board, clock):
+        with board.doing("learn", "learner-0", "the update"):
+            await asyncio.sleep(0)
+        await asyncio.Event().wait()
+
+    with pytest.raises(Stuck, match=r"driver: nothing under way for 1\d\d s; waits for what is not on the board"):
+        watch(tmp_path, work)

@@ -68,3 +68,18 @@ def test_stuck_is_who_has_stood_longest_whatever_the_others_do():
                 clock.now += 20
         assert board.stuck(111.0) is None
         assert board.stuck(110.0) == "score: slot-0 without progress for 110 s; waits for an answer"
+
+
+def test_a_board_that_stays_bare_is_stuck_too():
+    clock = Clock()
+    board = Board(clock)
+    clock.now += 500
+    board.watched()
+    clock.now += 60
+    assert board.stuck(61.0) is None
+    with board.doing("learn", "2 ranks", "the policy update"):
+        clock.now += 60
+    clock.now += 60
+    assert board.stuck(61.0) is None
+    clock.now += 1
+    assert board.stuck(61.0) == "driver: nothing under way for 61 s; waits for what is not on the board"
