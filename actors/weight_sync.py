@@ -78,7 +78,7 @@ class WeightSync:
         by now.
         """
         started = time.perf_counter()
-        is_partial = self._is_partial and self._was_whole and await _all_whole(rollouts)
+        is_partial = self._is_partial and self._was_whole and await _all_whole(rollouts, self._timeout_s)
         order = Order(version, self._config.bucket_mb << 20, self._engine.dtype, self._timeout_s, is_partial, is_again)
         published: Published = await self._learners.publish(order, rollouts)
         self._was_whole = True
@@ -86,9 +86,10 @@ class WeightSync:
                     time.perf_counter() - started)
 
 
-async def _all_whole(rollouts: Sequence[Any]) -> bool:
+async def _all_whole(rollouts: Sequence[Any], timeout_s: float) -> bool:
     """Whether every engine holds whole weights that a sync brought; one that does not answer gets whole ones."""
-    held = await asyncio.gather(*(_label(actor) for actor in rollouts), return_exceptions=True)
+    held = await asyncio.gather(*(asyncio.wait_for(_label(actor), timeout_s) for actor in rollouts),
+                                return_exceptions=True)
     return all(isinstance(label, str) and label for label in held)
 
 

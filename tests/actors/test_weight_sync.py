@@ -2,6 +2,7 @@
 tests/real/test_weight_sync.py."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,6 +73,14 @@ def test_the_changed_weights_go_alone_once_every_engine_was_sent_the_whole():
     new.error = None
     send(weights, 5, [old, new])
     assert [order.is_partial for order in gang.orders[4:]] == [False, True]
+
+
+def test_an_engine_that_does_not_say_what_it_holds_is_sent_the_whole():
+    gang, one = Gang(), Rollout()
+    weights = WeightSync(gang, WeightSyncConfig(), EngineConfig(), timeout_s=0.05, is_partial=True)
+    send(weights, 0, [one])
+    one.holds = SimpleNamespace(remote=asyncio.Event().wait)        # as one that was stopped
+    assert not send(weights, 1, [one]).is_partial
 
 
 def test_learners_that_have_sent_nothing_send_the_whole_to_engines_that_hold_something():
