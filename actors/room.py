@@ -36,8 +36,8 @@ class Room:
         finally:
             if turn.done() and not turn.cancelled():
                 self._under_way -= num_rows
-            else:
-                self._waiting.remove((num_rows, turn))
+            else:       # given up: `_admit` leaves it out, if it has not done so already
+                turn.cancel()
             self._admit()
 
     def _admit(self) -> None:

@@ -91,3 +91,24 @@ def test_the_engines_have_a_step_or_twice_what_they_decode(staleness, slots, row
         rollout=RolloutConfig(groups_per_step=8, group_size=8, engine=EngineConfig(max_num_seqs=slots)),
         pipeline=PipelineConfig(max_staleness=staleness))
     assert room_rows(config, 2) == rows
+
+
+def test_those_who_give_up_together_leave_nothing_and_raise_nothing_of_their_own():
+    """As when a run ends: whoever is inside and those who wait are cancelled at once."""
+    async def run():
+        room = Room(4)
+
+        async def call():
+            async with room.taken(3):
+                await asyncio.Event().wait()
+
+        tasks = [asyncio.ensure_future(call()) for _ in range(4)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(error) for error in found] == [asyncio.CancelledError] * 4
+        async with asyncio.timeout(1.0), room.taken(4):
+            pass
+
+    asyncio.run(run())
