@@ -53,7 +53,7 @@ def synced(body):
         fleet = object.__new__(Fleet)
         fleet.config = SimpleNamespace(sync=WeightSyncConfig())
         fleet.weights, fleet._version, fleet._sending = Weights(), None, asyncio.Lock()
-        fleet._has_learners = True
+        fleet._has_learners = fleet._has_engines = True
         fleet.rollouts = Pool("rollout", lambda index: Actor(), 2, Budget(4), FaultsConfig(), catch_up=fleet._catch_up)
         await fleet.rollouts.ready()
         try:
