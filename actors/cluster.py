@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from actors.tables import send_as_streams
 from rlaif.config.checks import UserError
 
 AUTH_MODE = "RAY_AUTH_MODE"     # see actors/__init__.py
@@ -36,6 +37,7 @@ def connect() -> str:
     address = running_address()
     if address is None:
         ray.init(address="local", include_dashboard=False, **_OPTIONS)
+        send_as_streams()
         return "started Ray on this machine"
     join(address)
     return f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
@@ -57,6 +59,7 @@ def join(address: str) -> None:
     """Joins the cluster at `address`. Raises UserError where it does not let this process in."""
     try:
         ray.init(address=address, **_OPTIONS)
+        send_as_streams()
     except ConnectionError as error:
         mine = os.environ.get(AUTH_MODE, "nothing")
         raise UserError(f"{AUTH_MODE} must be what it was for `ray start`, got {mine!r}: the cluster at {address} "

@@ -13,6 +13,7 @@ from actors.placement import Placement
 from actors.ranks import LearnersLost, Ranks
 from actors.receiving import Channel
 from actors.sending import Order, Published
+from actors.tables import fewer
 from rlaif.config.faults import FaultsConfig
 from rlaif.metrics import Metric, merge
 from rlaif.pipeline.board import Board
@@ -52,6 +53,9 @@ class Gang:
         """Every rank by its name."""
         return {f"learner-{rank}": actor for rank, actor in enumerate(self._ranks.actors)}
 
+    def _fewer(self, scored: Sequence[ray.ObjectRef]) -> list[ray.ObjectRef]:
+        return fewer(scored, len(self._ranks.actors))
+
     @property
     def num_rebuilt(self) -> int:
         return self._ranks.num_rebuilt
@@ -76,8 +80,9 @@ class Gang:
     async def update_policy(self, chosen: ray.ObjectRef, kl_coefficient: float, scored: Sequence[ray.ObjectRef]
                             ) -> dict[str, Metric]:
         """chosen: group_id and sample of the rows to train. scored: SCORED batches that hold them."""
+        joined = self._fewer(scored)
         return merge(await self._ranks.all(
-            "the policy update", lambda actor: actor.update_policy.remote(chosen, kl_coefficient, *scored)))
+            "the policy update", lambda actor: actor.update_policy.remote(chosen, kl_coefficient, *joined)))
 
     async def release(self) -> None:
         """Gives back the GPU memory that no rank needs until the next update."""

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from actors.awaiting import awaited
 from actors.gang import Gang
 from actors.generation import Leaving
 from actors.pool import Pool
@@ -126,8 +127,9 @@ class Player:
                                           self._world.version)
                     leaving = Leaving(finished, batch.num_rows, batch.nbytes)
                 self._world.rolled_out.came(batch.num_rows)
-                self._world.spans.append(Span("rollout", self._who, started - self._world.started,
-                                              _now() - self._world.started, batch.num_rows))
+                if self._is_timed:
+                    self._world.spans.append(Span("rollout", self._who, started - self._world.started,
+                                                  _now() - self._world.started, batch.num_rows))
                 finished = []
                 yield batch
                 yield leaving
@@ -182,7 +184,9 @@ class Player:
 class PlayedGang(Gang):
     """The real gang, of learners that make(rank) gives."""
 
-    def __init__(self, make: Callable[[int], Any], num_learners: int, board: Board) -> None:
+    def __init__(self, make: Callable[[int], Any], num_learners: int, board: Board, by_ray: bool) -> None:
+        if not by_ray:      # nothing is named to another process
+            self._fewer = list
         self._ranks = Ranks("learner", make, num_learners, FaultsConfig(), board, print)
 
     async def publish(self, version: int) -> str:       # what a fleet's sync asks of it
@@ -191,16 +195,24 @@ class PlayedGang(Gang):
 
 def played_fleet(config: TrainConfig, counts: Counts, world: World) -> Any:
     """As actors.fleet.Fleet, its actors objects of this process."""
-    return _fleet(config, counts, lambda role, index: Handle(Player(world, role, index)))
+    return _fleet(config, counts, lambda role, index: Handle(Player(world, role, index)), by_ray=False)
 
 
 def played_by_ray(config: TrainConfig, counts: Counts, num_hosts: int = 2) -> Any:
     """As actors.fleet.Fleet, its actors played by `num_hosts` actors of the Ray that is joined."""
     hosts = [ray.remote(Player).options(num_cpus=0, max_concurrency=1000).remote() for _ in range(num_hosts)]
-    return _fleet(config, counts, lambda role, index: hosts[index % num_hosts])
+    fleet = _fleet(config, counts, lambda role, index: hosts[index % num_hosts], by_ray=True)
+    inner = fleet.sync
+
+    async def sync(version: int) -> str:
+        await asyncio.gather(*(awaited(host.publish.remote(version)) for host in hosts))
+        return await inner(version)
+
+    fleet.sync = sync
+    return fleet
 
 
-def _fleet(config: TrainConfig, counts: Counts, make: Callable[[str, int], Any]) -> Any:
+def _fleet(config: TrainConfig, counts: Counts, make: Callable[[str, int], Any], *, by_ray: bool) -> Any:
     board, budget = Board(), Budget(0)
 
     def pool(role: str, stage: str, num_actors: int) -> Pool:
@@ -208,7 +220,7 @@ def _fleet(config: TrainConfig, counts: Counts, make: Callable[[str, int], Any])
 
     pools = [pool("rollout", "rollout", counts.rollouts), pool("explainer", "explain", counts.explainers),
              pool("slot", "score", counts.judges), pool("functions", "score", 0)]
-    learners = PlayedGang(lambda rank: make("learn", rank), counts.learners, board)
+    learners = PlayedGang(lambda rank: make("learn", rank), counts.learners, board, by_ray)
     return SimpleNamespace(
         config=config, plan=PLAN, board=board, budget=budget, pools=pools, rollouts=pools[0], explainers=pools[1],
         judges=[pools[2]], functions=pools[3], learners=learners, sync=learners.publish,

@@ -11,7 +11,8 @@ from rlaif.config.reward import JudgeConfig
 from rlaif.config.train import EngineConfig, ExplainerConfig, TrainConfig
 from rlaif.esfp.judges import GOLD_PREFIX, Judge, explainer_of, find_judge
 from rlaif.planning.shapes import Models, Shape, is_causal, shape_of
-from rlaif.rewards.plan import JudgePart, RewardPlan, plan_rewards
+from rlaif.rewards.plan import JudgePart, RewardPlan, plan_rewards, plan_stored
+from rlaif.running.rollout_store import StoredRollouts
 
 __all__ = ["JudgeShape", "Parts", "find_parts"]
 
@@ -45,7 +46,8 @@ def find_parts(config: TrainConfig, models: Models) -> Parts:
     """Raises UserError, one line, for a model that is neither on this machine nor one of `models`."""
     if config.policy.model is None:
         raise UserError("policy.model must be a Hugging Face name or folder, got null; launch/sft.py makes one")
-    plan = plan_rewards(config.reward, config.rewards)
+    plan = (plan_rewards(config.reward, config.rewards) if config.stored.read is None else
+            plan_stored(StoredRollouts(config.stored.read).weights))
     found = {part.name: _here(part, models) for part in plan.judges}
     explainer = _explainer(config, [judge for judge in found.values() if judge is not None], found)
     policy = shape_of(config.policy.model, "causal", models, "policy.model")

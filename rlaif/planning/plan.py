@@ -106,7 +106,9 @@ class _Planner:
         self._where = {actor: lies for lies in places for actor in lies.bundle.actors}
 
     def _find_engines(self) -> dict[str, tuple[Shape, EngineConfig]]:
-        found = {"rollout": (self._parts.policy, self._config.rollout.engine)}
+        found = {}
+        if "rollout" in self._roles:
+            found["rollout"] = (self._parts.policy, self._config.rollout.engine)
         if self._parts.explaining is not None:
             found["explainer"] = (self._parts.explaining, self._parts.explainer.engine)
         return found | {name: (judge.shape, judge.engine) for name, judge in self._judges.items()

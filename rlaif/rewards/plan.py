@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rlaif.config.checks import UserError
@@ -13,7 +13,7 @@ from rlaif.config.reward_options import complete_options
 from rlaif.config.reward_parts import RewardPartConfig, check_parts
 from rlaif.config.train import RewardConfig, RoleConfig
 
-__all__ = ["JudgeOptions", "JudgePart", "RewardPlan", "plan_rewards"]
+__all__ = ["JudgeOptions", "JudgePart", "RewardPlan", "plan_rewards", "plan_stored"]
 
 
 @dataclass
@@ -96,6 +96,12 @@ def plan_rewards(reward: RewardConfig, rewards: Sequence[RewardPartConfig], name
         raise UserError("reward.model must name a judge where rewards is empty, got null; give either")
     check_parts(parts, where)
     return RewardPlan(tuple(parts), tuple(judges))
+
+
+def plan_stored(weights: Mapping[str, float]) -> RewardPlan:
+    """The plan of rollouts that are scored already: parts with `weights` by name, none of them to be asked."""
+    return RewardPlan(tuple(RewardPartConfig(kind="judge", name=name, weight=weight)
+                            for name, weight in weights.items()), ())
 
 
 def _judge(part: RewardPartConfig, path: str, reward: RewardConfig) -> JudgePart:

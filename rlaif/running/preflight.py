@@ -13,7 +13,6 @@ from rlaif.config.algorithm import GROUP_ADVANTAGES, AlgorithmConfig
 from rlaif.config.checks import UserError
 from rlaif.config.learner import CriticConfig, LearnerConfig
 from rlaif.config.reward import JudgeConfig
-from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.config.train import ExplainerConfig, RolloutConfig, TrainConfig
 from rlaif.data.prompts import PromptSet, read_prompts
 from rlaif.esfp.gold import GOLD
@@ -22,7 +21,7 @@ from rlaif.esfp.model_checks import check_context
 from rlaif.learning.lora import refuse_unknown_targets
 from rlaif.modeling.models import load_tokenizer, refuse_incomplete, skeleton
 from rlaif.planning.bundles import groups
-from rlaif.rewards.plan import RewardPlan, plan_rewards
+from rlaif.rewards.plan import RewardPlan, plan_rewards, plan_stored
 from rlaif.rewards.rules import check_rules
 from rlaif.running.identity import tokenizer_hash
 from rlaif.running.rollout_store import StoredRollouts
@@ -78,7 +77,7 @@ def check_replay(config: TrainConfig) -> Checked:
     """Of a run that trains on stored rollouts, whose parts of the reward are those of the run that stored them. Raises
     UserError for rollouts that are not there, too few, or of another tokenizer or temperature."""
     stored = StoredRollouts(str(config.stored.read))
-    plan = stored_plan(stored)
+    plan = plan_stored(stored.weights)
     check_algorithm(config.algorithm, config.rollout, plan)
     groups_per_step = config.rollout.groups_per_step
     if len(stored.groups) < config.steps * groups_per_step:
@@ -93,12 +92,6 @@ def check_replay(config: TrainConfig) -> Checked:
                             f"{here}; set it as in the run that stored them")
     explainer = dataclasses.replace(config.explainer, source="none")
     return Checked(None, [], plan, {}, explainer, [], stored)
-
-
-def stored_plan(stored: StoredRollouts) -> RewardPlan:
-    """The parts of the reward that stored rollouts have, none of them to be asked."""
-    return RewardPlan(tuple(RewardPartConfig(kind="judge", name=name, weight=weight)
-                            for name, weight in stored.weights.items()), ())
 
 
 def rollouts_made_of(config: TrainConfig, plan: RewardPlan) -> dict[str, Any]:
