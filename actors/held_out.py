@@ -61,12 +61,14 @@ class HeldOut:
         """Measures the policy as it is after `step`, keeps its weights where they are the best so far, and returns why
         the run should end, or None. The rollout engines must hold the weights of the learners."""
         started = time.perf_counter()
-        self.step, self.figures = step, {}
+        figures: dict[str, float] = {}
         for mode in self._config.evaluation.modes:
-            self.figures |= await self._measure(mode)
-        self.known, verdict = weigh(self.known, step, self.figures, self._config.evaluation)
+            figures |= await self._measure(mode)
+        known, verdict = weigh(self.known, step, figures, self._config.evaluation)
         if verdict.is_best:
             await self._keep()
+        # Not before: an evaluation that is given up has not been.
+        self.step, self.figures, self.known = step, figures, known
         self._report.evaluation(step, self.figures)
         seconds = time.perf_counter() - started
         self._watch.add("evaluate", seconds)

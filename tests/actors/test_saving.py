@@ -175,6 +175,29 @@ def test_a_run_that_is_asked_to_end_saves_the_last_whole_step_and_goes_on(tmp_pa
     assert asked.left() == whole.left()
 
 
+@pytest.mark.parametrize(("case", "step"), [("best", 2), ("plain", 4)])
+def test_an_evaluation_that_is_given_up_is_made_by_the_run_that_goes_on(tmp_path, monkeypatch, case, step):
+    """In the middle, and the last one: a run without it is not complete."""
+    def run(name):
+        (tmp_path / name).mkdir()
+        settings = config(tmp_path / name, **({"evaluation": EvaluationConfig(every=2)} | SETTINGS[case]))
+        return Attempts(settings, monkeypatch)
+
+    whole, asked = run("whole"), run("asked")
+    result = whole.go()
+
+    async def delay(stage):
+        await asyncio.sleep(0)
+        if stage == "rollout" and len(asked.fleet.learners.trained) == step:    # the next step's begin after it
+            asked.ending.ask("SIGTERM")
+
+    first = asked.go(delay)
+    assert (first.steps, first.stopped, asked.saver.ends) == (step, "SIGTERM", "SIGTERM")
+    again = asked.go()
+    assert asked.left() == whole.left()
+    assert (again.stopped, again.after, again.best_step) == (None, result.after, result.best_step)
+
+
 def test_one_that_runs_ahead_goes_on_with_what_was_scored(tmp_path, monkeypatch):
     """Every group once: those in the checkpoint are not rolled out again, those in flight are."""
     (tmp_path / "run").mkdir()
