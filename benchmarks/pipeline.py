@@ -46,8 +46,8 @@ from benchmarks.fakes.simulated import (  # noqa: E402
 from benchmarks.measuring import RESULTS, environment, num_cores, store, table_lines  # noqa: E402
 
 # Steps of each part.
-FORMS = {"quick": {"own": 8, "ray": 5, "memory": 300, "simulated": 9},
-         "full": {"own": 24, "ray": 12, "memory": 2000, "simulated": 24}}
+FORMS = {"quick": {"own": 8, "ray": 5, "memory": 300, "ahead": 9, "synchronous": 4},
+         "full": {"own": 24, "ray": 12, "memory": 2000, "ahead": 24, "synchronous": 12}}
 BATCH_GROUPS, GROUP_SIZE = 16, 8        # a batch of 128 rollouts
 MEBI = 1 << 20
 
@@ -58,7 +58,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"usage: {Path(__file__).name} [{' | '.join(FORMS)}]", file=sys.stderr)
         return 2
     steps = FORMS[form]
-    figures = driver_here(steps["own"]) | driver_memory(steps["memory"]) | simulated(steps["simulated"])
+    figures = driver_here(steps["own"]) | driver_memory(steps["memory"])
+    figures |= simulated(steps["ahead"], steps["synchronous"])
     connect()
     try:
         figures |= driver_on_ray(steps["ray"])
@@ -121,14 +122,14 @@ def driver_memory(steps: int) -> dict[str, float]:
             "driver_memory_mb": driven.rss_bytes[-1] / MEBI}
 
 
-def simulated(steps: int) -> dict[str, float]:
+def simulated(steps: int, synchronous: int) -> dict[str, float]:
     """Ahead of the learners by a step, and not; writes the timeline."""
     runs: dict[str, Simulated] = {
         "asynchronous, rollouts slowest": simulate(ROLLOUT_BOUND, steps=steps, max_staleness=1),
         "asynchronous, learners slowest": simulate(LEARNER_BOUND, steps=steps, max_staleness=1),
         "asynchronous, no slack": simulate(BALANCED, steps=steps, max_staleness=1),
-        "synchronous, streamed": simulate(ROLLOUT_BOUND, steps=steps, max_staleness=0),
-        "synchronous, stage after stage": simulate(ROLLOUT_BOUND, steps=steps, max_staleness=0, barrier=True),
+        "synchronous, streamed": simulate(ROLLOUT_BOUND, steps=synchronous, max_staleness=0),
+        "synchronous, stage after stage": simulate(ROLLOUT_BOUND, steps=synchronous, max_staleness=0, barrier=True),
     }
     unloaded = [simulate(latency, steps=steps, max_staleness=1, virtual=True).over_slowest
                 for latency in (ROLLOUT_BOUND, LEARNER_BOUND)]
@@ -138,7 +139,7 @@ def simulated(steps: int) -> dict[str, float]:
         print(line)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "pipeline_timeline.json").write_text(json.dumps(
-        chrome_trace({name: run.some_steps(3) for name, run in runs.items()})) + "\n", encoding="utf-8")
+        chrome_trace({name: run.some_steps(2) for name, run in runs.items()})) + "\n", encoding="utf-8")
     ahead, behind, tight, streamed, staged = runs.values()
     return {"async_over_slowest_stage": max(ahead.over_slowest, behind.over_slowest),
             "async_over_slowest_stage_rollouts": ahead.over_slowest,

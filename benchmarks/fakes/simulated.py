@@ -16,7 +16,7 @@ __all__ = ["BALANCED", "LEARNER_BOUND", "ROLLOUT_BOUND", "Simulated", "chrome_tr
 
 COUNTS = Counts(rollouts=16, explainers=4, judges=4, learners=1)
 GROUPS_PER_STEP, GROUP_SIZE = 128, 8
-WARM_UP = 2     # steps that are not measured, at the start; as many at the end, where nothing is drawn any more
+WARM_UP = 2     # steps not measured: at the start and, ahead of the learners, at the end, where no more is drawn
 
 # 1,024 completions a step, log-normal in length (median 48 tokens, at most 256), on 16 engines of 8 slots. Seconds a
 # step of each stage, were all its actors at work all the time:
@@ -61,7 +61,8 @@ def simulate(latency: Latency, *, steps: int, max_staleness: int, barrier: bool 
                           max_staleness=max_staleness, num_slots=latency.num_slots)
         driven = drive(config, COUNTS, world, virtual=virtual)
     stages = world.stage_seconds(steps) | {"sync": latency.sync_s}
-    return Simulated(driven.per_step("wall_s", WARM_UP, steps - WARM_UP), stages, world.spans)
+    first, last = (WARM_UP, steps - WARM_UP) if max_staleness else (1, steps)
+    return Simulated(driven.per_step("wall_s", first, last), stages, world.spans)
 
 
 def chrome_trace(runs: dict[str, Sequence[Span]]) -> dict[str, Any]:
