@@ -138,7 +138,7 @@ async def _train(config: TrainConfig, checked: Checked, report: Report, watch: S
         report.say(f"all actors ready in {watch.seconds['start']:.1f} s: {counts}")
         for line in filter(None, [remark, *checked.remarks]):
             report.say(line)
-        storing = Storing(config, rollouts_made_of(config, checked.plan))
+        storing = Storing(config, rollouts_made_of(config, checked))
         saver = Saver(config, fleet, report, watch, made_of, ending)
         dashboard = Dashboard(config.output_dir)
 

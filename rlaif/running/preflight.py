@@ -42,6 +42,8 @@ class Checked:
     @property
     def class_names(self) -> list[str]:
         """What the classes of every slot are called, slot after slot; of the first judge, whose slots are kept."""
+        if self.stored is not None:
+            return list(self.stored.header["class_names"])
         first = next(iter(self.judges.values()), None)
         return [] if first is None else [f"{slot.name}:{words[0]}" for slot in first.template.slots
                                          for words in slot.classes]
@@ -94,12 +96,12 @@ def check_replay(config: TrainConfig) -> Checked:
     return Checked(None, [], plan, {}, explainer, [], stored)
 
 
-def rollouts_made_of(config: TrainConfig, plan: RewardPlan) -> dict[str, Any]:
+def rollouts_made_of(config: TrainConfig, checked: Checked) -> dict[str, Any]:
     """What stored rollouts say of the run that made them: see rlaif.running.rollout_store."""
     return {"tokenizer": tokenizer_hash(load_tokenizer(str(config.policy.model))), "policy": config.policy.model,
             "temperature": config.rollout.temperature, "group_size": config.rollout.group_size,
             "groups_per_step": config.rollout.groups_per_step, "seed": config.seed, "mode": config.mode,
-            "weights": plan.weights}
+            "weights": checked.plan.weights, "class_names": checked.class_names}
 
 
 def _dropped(split: str, prompts: PromptSet) -> list[str]:

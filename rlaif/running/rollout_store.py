@@ -1,6 +1,6 @@
 """Scored rollouts in files, step by step: what a run writes beside its training, or in place of it, and another reads.
 
-    rollouts.json               format, schema, tokenizer, temperature, weights of the reward's parts
+    rollouts.json               format, schema, tokenizer, temperature, weights of the reward's parts, names of classes
     step-000000001.parquet      the SCORED rows of a step: of every group that it rolled out
     step-000000001.json         that the file is whole: rows, bytes, blake2b; the groups that were chosen to train on
 
@@ -40,7 +40,7 @@ def schema_digest() -> str:
 
 class RolloutStore:
     """Writes into `folder`. made_of: what replays must agree with or want to know, as JSON: tokenizer (its hash),
-    temperature, weights (of the reward's parts, by name)."""
+    temperature, weights (of the reward's parts, by name), class_names (of the slots)."""
 
     def __init__(self, folder: str | Path, made_of: dict[str, Any]) -> None:
         self._folder = Path(folder)
