@@ -46,7 +46,7 @@ from benchmarks.fakes.simulated import (  # noqa: E402
 from benchmarks.measuring import RESULTS, environment, num_cores, store, table_lines  # noqa: E402
 
 # Steps of each part.
-FORMS = {"quick": {"own": 8, "ray": 5, "memory": 300, "ahead": 9, "synchronous": 4},
+FORMS = {"quick": {"own": 8, "ray": 5, "memory": 300, "ahead": 8, "synchronous": 4},
          "full": {"own": 24, "ray": 12, "memory": 2000, "ahead": 24, "synchronous": 12}}
 BATCH_GROUPS, GROUP_SIZE = 16, 8        # a batch of 128 rollouts
 MEBI = 1 << 20
