@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from actors.fleet import Fleet
-from actors.walk import Order, walk
+from actors.pool import InputsLost
+from actors.walk import Order, here, walk
 from rlaif.config.train import TrainConfig
 from rlaif.metrics import values
 from rlaif.running.checkpoints import link_all
@@ -86,9 +87,15 @@ class HeldOut:
         group_size = 1 if is_greedy else self._config.evaluation.group_size
         order = Order(group_size, self._config.seed + 1, is_greedy, compares=group_size > 1,
                       reproducible=self._config.pipeline.is_reproducible)
-        done = await walk(self._fleet, self._prompts, order)
-        drift = {} if is_greedy else values(await self._fleet.learners.drift(done.scored))
-        completions = [text for reference in done.scored for text in (await reference)["completion"].to_pylist()]
+        while True:
+            done = await walk(self._fleet, self._prompts, order)
+            try:
+                drift = {} if is_greedy else values(await self._fleet.learners.drift(done.scored))
+                completions = [text for reference in done.scored
+                               for text in (await here(reference))["completion"].to_pylist()]
+                break
+            except InputsLost as error:     # rows that went with their node
+                self._fleet.budget.spend("evaluation", str(error))
         found = means(done.summary)
         if self._fleet.plan.is_plain:       # the only part is the reward itself
             found = {name: value for name, value in found.items() if not name.startswith("part_")}

@@ -19,6 +19,7 @@ from actors.progress import Progress, Saves, Tally, Unsaved
 from actors.replay import Replay, ReplayStream
 from actors.stages import STAGES, Stages
 from actors.storing import Storing
+from actors.walk import here
 from rlaif.config.algorithm import AlgorithmConfig
 from rlaif.config.train import TrainConfig
 from rlaif.data.prompts import PromptStream
@@ -89,7 +90,7 @@ async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream | Replay
                 "policy_version": at.step, "checksum": checksum, "driver_s": driver_clock() - driver
                 } | pace(stages, started)
             at.tally.add(step_values)
-            _tell(at.step, config, step_values, chosen, labels, report, watch)
+            await _tell(at.step, config, step_values, chosen, labels, report, watch)
             if dashboard is not None:
                 dashboard.step(step_values)
             del chosen          # and with it the rows in the object store
@@ -154,8 +155,8 @@ def kl_controller(algorithm: AlgorithmConfig) -> KlController:
     return KlController(algorithm.kl_coefficient, algorithm.kl_target, algorithm.kl_horizon)
 
 
-def _tell(step: int, config: TrainConfig, step_values: dict[str, Any], chosen: Chosen, labels: list[str],
-          report: Report, watch: Stopwatch) -> None:
+async def _tell(step: int, config: TrainConfig, step_values: dict[str, Any], chosen: Chosen, labels: list[str],
+                report: Report, watch: Stopwatch) -> None:
     """A step's numbers to the files and the console, with samples where they are due."""
     for stage in STAGES:
         watch.add(stage, step_values[f"{stage}_s"])
@@ -164,6 +165,10 @@ def _tell(step: int, config: TrainConfig, step_values: dict[str, Any], chosen: C
     for line in stage_lines(step, config.steps, step_values):
         report.say(line)
     if config.report.samples_every and step % config.report.samples_every == 0:
-        rows = ray.get(chosen.scored[0]).sort_by(ORDER).slice(0, config.report.num_samples).to_pylist()
+        try:
+            rows = (await here(chosen.scored[0])).sort_by(ORDER).slice(0, config.report.num_samples).to_pylist()
+        except InputsLost as error:         # they went with their node, after they were trained on
+            report.say(f"  no samples: {error}")
+            return
         for line in sample_lines(rows, labels):
             report.say(line)

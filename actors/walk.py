@@ -217,17 +217,17 @@ async def _scored(answer: Answer, group_ids: list[int], num_rows: int, before: S
     # Told once, by whoever made the rows that are kept: what a judge made is gone when parts are combined.
     size = answer.metrics["scored_bytes"]
     metrics["scored_bytes"] = size
-    return ScoredPortion(group_ids, [table], await _small(summary), num_rows, int(size.value or 0), metrics)
+    return ScoredPortion(group_ids, [table], await here(summary), num_rows, int(size.value or 0), metrics)
 
 
-async def _small(reference: ray.ObjectRef) -> Any:
-    """A small object, here. Raises InputsLost where it is gone."""
+async def here(reference: ray.ObjectRef) -> Any:
+    """An object, in this process: a small one. Raises InputsLost where it is gone."""
     try:
         return await reference
     except Exception as error:
         if lost(error) is Lost.NOTHING:
             raise
-        raise InputsLost(f"small columns are lost: {error}") from error
+        raise InputsLost(f"rows are lost: {error}") from error
 
 
 async def _all(work: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from rlaif.config.evaluation import EvaluationConfig, StopConfig
 from rlaif.config.pipeline import PipelineConfig
 from rlaif.config.prompts import PromptsConfig
 from rlaif.config.reward_parts import RewardPartConfig
-from rlaif.config.train import RewardConfig, RolloutConfig, TrainConfig
+from rlaif.config.train import ReportConfig, RewardConfig, RolloutConfig, TrainConfig
 from rlaif.data.prompts import PromptStream, in_order
 from rlaif.rewards.plan import RewardPlan
 from rlaif.running.report import Report, Stopwatch
@@ -190,3 +190,29 @@ def test_every_step_says_how_stale_it_is_and_what_every_stage_took(tmp_path, mon
     for step in lines(tmp_path, "timings.jsonl"):
         for stage in STAGES:
             assert step[f"{stage}_s"] >= 0 and 0 <= step[f"{stage}_idle_s"] <= step["step_s"]
+
+
+def test_an_evaluation_whose_rows_went_with_their_node_begins_anew(tmp_path, monkeypatch):
+    whole, lossy = fleet_of(by_sample, kl=0.25), fleet_of(by_sample, kl=0.25)
+    drift, calls = lossy.learners.drift, []
+
+    async def lost_once(scored):
+        calls.append(len(scored))
+        if len(calls) == 1:
+            raise InputsLost("rows are lost: node 7 is gone")
+        return await drift(scored)
+
+    lossy.learners.drift = lost_once
+    results = [trained(fleet, config(tmp_path / name), monkeypatch)[0] for name, fleet in (
+        ("whole", whole), ("lossy", lossy))]
+    assert results[0].before == results[1].before and results[0].after == results[1].after
+    assert len(calls) == 3 and lossy.budget.total == 1, "it is counted"
+
+
+def test_samples_that_went_with_their_node_are_missed_and_the_run_goes_on(tmp_path, monkeypatch):
+    async def gone(reference):
+        raise InputsLost("rows are lost: node 7 is gone")
+
+    monkeypatch.setattr(loop, "here", gone)
+    result, console = trained(fleet_of(by_sample), config(tmp_path, report=ReportConfig(samples_every=2)), monkeypatch)
+    assert result.steps == 4 and console.count("  no samples: rows are lost: node 7 is gone") == 2

@@ -147,7 +147,7 @@ def fake_fleet(plan: RewardPlan, judges: Mapping[str, FakeJudge], functions: Map
 
     return SimpleNamespace(
         plan=plan, learners=learners, rollout=rollouts[0], combining=combining, sync=sync, figures=dict,
-        learning=contextlib.nullcontext,
+        budget=Budget(2), learning=contextlib.nullcontext,
         rollouts=pool("rollout", "rollout", rollouts),
         explainers=pool("explainer", "explain", [Explainer()] * has_explainer),
         judges=[pool("slot", "score", [judges[part.name]]) for part in plan.judges],
