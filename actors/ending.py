@@ -37,7 +37,8 @@ class Ending:
         """Asks the run to end. From any thread, or a signal's handler; the first reason is told."""
         self.why = self.why or why
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._event.set)
+            with contextlib.suppress(RuntimeError):     # it is closed: the run is over, and only tidies up
+                self._loop.call_soon_threadsafe(self._event.set)
 
     async def unless(self, work: Awaitable[T]) -> T:
         """What `work` gives. Where the run is asked to end before, `work` is dropped and Ended raised."""

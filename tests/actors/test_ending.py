@@ -63,6 +63,15 @@ def test_a_node_that_is_about_to_go_asks_the_run_to_end(monkeypatch):
     asyncio.run(go())
 
 
+def test_a_run_that_is_over_is_not_disturbed_by_being_asked_to_end():
+    ending = Ending()
+    with ending.watching():
+        asyncio.run(ending.unless(asyncio.sleep(0)))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+    assert ending.why == "SIGTERM"
+
+
 def test_without_ray_no_node_is_about_to_go():
     assert draining_nodes() == []
 
