@@ -40,7 +40,7 @@ def held(folder: str | Path, say: Callable[[str], None] = print, *, host: str | 
         if holder and holder["host"] != host:
             say(f"{folder} was held by process {holder['pid']} on {holder['host']}: waiting "
                 f"{BEAT_S * _PATIENCE:g} s to see whether it lives")
-            if _changes(handle):
+            if _changes(folder / LOCK_FILE, os.pread(handle, 4096, 0)):
                 raise UserError(_refused(folder, holder))
         if holder:
             say(f"{folder} is taken over from process {holder['pid']} on {holder['host']}, which has ended")
@@ -109,17 +109,25 @@ def _write(handle: int, holder: dict[str, Any]) -> None:
     text = json.dumps(holder).encode()
     os.pwrite(handle, text, 0)
     os.ftruncate(handle, len(text))
+    os.fsync(handle)        # a network file system may keep it on this host for half a minute
 
 
-def _changes(handle: int) -> bool:
-    """Whether a holder on another host is heard of; by this host's own clock, whatever the time is over there."""
-    before = os.pread(handle, 4096, 0)
+def _changes(path: Path, before: bytes) -> bool:
+    """Whether a holder on another host is heard of, were it by its giving the lock back; by this host's own clock,
+    whatever the time is over there. The file is opened anew each time: a network file system looks for news then."""
     deadline = time.monotonic() + BEAT_S * _PATIENCE
     while time.monotonic() < deadline:
         time.sleep(BEAT_S / 10)
-        if os.pread(handle, 4096, 0) != before:
+        if _content(path) != before:
             return True
     return False
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

@@ -68,7 +68,8 @@ def test_a_holder_on_another_host_is_heard_of_by_its_beat(tmp_path, monkeypatch)
         "    open(sys.argv[1], 'w').write(json.dumps({'host': 'node-7', 'pid': 41, 'beat': beat})); time.sleep(0.1)")
         , str(path)])
     try:
-        time.sleep(0.3)
+        while '"beat": 3}' in path.read_text():
+            time.sleep(0.01)
         with pytest.raises(UserError, match="which process 41 on node-7 is using"), held(tmp_path, said.append):
             pass
     finally:
@@ -79,6 +80,15 @@ def test_a_holder_on_another_host_is_heard_of_by_its_beat(tmp_path, monkeypatch)
         pass
     assert said[-1] == f"{tmp_path} is taken over from process 41 on node-7, which has ended"
     assert said[0] == f"{tmp_path} was held by process 41 on node-7: waiting 0.8 s to see whether it lives"
+
+
+def test_a_holder_that_gives_the_lock_back_meanwhile_leaves_no_lock_that_nobody_sees(tmp_path, monkeypatch):
+    """The file that was waited for is gone then: a third process would make another one."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.2)
+    path = tmp_path / LOCK_FILE
+    path.write_text(json.dumps({"host": "node-7", "pid": 41, "beat": 3}))
+    with pytest.raises(UserError, match="process 41 on node-7"), held(tmp_path, lambda line: path.unlink()):
+        pass
 
 
 def test_without_locks_of_the_file_system_the_pid_decides(tmp_path, monkeypatch):
