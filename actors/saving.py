@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from actors.ending import Ending
 from actors.held_out import best_folder
 from actors.learner_checkpoint import BEST, LEARNER, write_checkpoint
 from actors.progress import Progress
+from actors.restarts import Lost, lost
 from actors.stored_portions import read_portion, write_portion
 from rlaif.config.train import TrainConfig
 from rlaif.pipeline.ledger import restored
@@ -101,11 +103,20 @@ class Saver:
         best_step = content["held_out"]["known"]["best_step"]
 
         async def fill(folder: Path) -> None:
-            for number, portion in enumerate(buffered):
-                await write_portion(folder / f"{PORTION}{number:04d}", portion)
+            num_portions = 0
+            for portion in buffered:
+                place = folder / f"{PORTION}{num_portions:04d}"
+                try:
+                    await write_portion(place, portion)
+                    num_portions += 1
+                except Exception as error:
+                    if lost(error) is not Lost.INPUTS:
+                        raise
+                    # Rows that went with their node: they are rolled out anew, here and by a run that goes on.
+                    shutil.rmtree(place)
             if best_step is not None:
                 link_all(best_folder(self._config.output_dir), folder / BEST)
-            told = content | {"num_portions": len(buffered), "sizes": self._report.sizes()}
+            told = content | {"num_portions": num_portions, "sizes": self._report.sizes()}
             (folder / RUN_FILE).write_text(json.dumps(told) + "\n", encoding="utf-8")
 
         await write_checkpoint(self._checkpoints, self._fleet.learners, step, fill,
@@ -118,6 +129,7 @@ class Saver:
 
         Raises UserError where it is of another configuration, other prompts, another tokenizer or other start weights.
         """
+        self._steps_saved, self._after_step = set(), None       # of an attempt whose learners were lost
         found = await asyncio.to_thread(self._checkpoints.newest, self._report.say)
         if found is None:
             fresh.held_out.begin()
@@ -136,7 +148,6 @@ class Saver:
         fresh.held_out.restore(content["held_out"], folder / BEST)
         self._rewind(step, content["sizes"])
         self._steps_saved = {step}
-        self._after_step = None
         self._report.say(f"goes on after step {step}")
         return dataclasses.replace(
             fresh, step=step, ledger=ledger, before=content["before"], buffered=buffered,
@@ -144,7 +155,7 @@ class Saver:
             tally=dataclasses.replace(fresh.tally, **content["tally"]))
 
     def _rewind(self, step: int, sizes: Mapping[str, int]) -> None:
-        self._report.rewind(step)
+        self._report.rewind(step, sizes)
         for name, size in self._report.sizes().items():
             if size != sizes.get(name, size):
                 self._report.say(f"{name} has {size} bytes of {sizes[name]} up to step {step}: it was changed since")

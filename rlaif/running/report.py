@@ -49,13 +49,15 @@ class Report:
         self._append(EVALUATIONS_FILE, _line(step, figures))
         self._show({f"test/{name}": value for name, value in figures.items()}, step)
 
-    def rewind(self, step: int) -> None:
-        """Forgets the numbers of steps after `step`: a run that is taken up again writes them anew."""
+    def rewind(self, step: int, sizes: Mapping[str, int] | None = None) -> None:
+        """Forgets the numbers of steps after `step`, and what a file of `sizes` has beyond its bytes: a run that is
+        taken up again writes them anew."""
         for path in self._files:
-            kept = 0        # bytes
+            kept, limit = 0, (sizes or {}).get(path.name, math.inf)     # bytes
             with path.open("rb") as file:
                 for line in file:
-                    if not line.endswith(b"\n") or _step(line) > step:      # it may have been cut short by a kill
+                    # It may have been cut short by a kill.
+                    if not line.endswith(b"\n") or _step(line) > step or kept + len(line) > limit:
                         break
                     kept += len(line)
             if kept != path.stat().st_size:

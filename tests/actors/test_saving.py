@@ -316,6 +316,29 @@ def test_a_portion_comes_back_as_it_was(tmp_path, monkeypatch):
     asyncio.run(there_and_back())
 
 
+def test_a_portion_whose_rows_went_with_their_node_is_left_out_and_rolled_out_again(tmp_path, monkeypatch):
+    run = Attempts(config(tmp_path, checkpoint=CheckpointConfig(every=1)), monkeypatch)
+    run.go()
+    ledger = Ledger()
+    ledger.draw([0, 1])
+    ledger.score([0, 1])
+    held_out = HeldOut(run.fleet, in_order(ROWS[:6]), run.settings, None, None)
+    scored = table(SCORED, {"group_id": 1, "sample": 0})
+
+    async def there_and_back():
+        saver = Saver(run.settings, run.fleet, Report(tmp_path, io.StringIO()), Stopwatch(), MADE_OF, Ending())
+        gone = asyncio.get_running_loop().create_future()
+        gone.set_exception(ray.exceptions.ObjectLostError("ab" * 28, None, ""))
+        checkpoints_of(run.settings).clear()
+        buffered = [ScoredPortion([0], [gone], None, 1), ScoredPortion([1], [reference(scored)], scored, 1)]
+        await saver.save(Progress(1, PromptStream(ROWS, 0), ledger, KlController(0.5), held_out, Tally(), buffered))
+        return await saver.restore(Progress(0, PromptStream(ROWS, 0), Ledger(), KlController(0.1), held_out, Tally()))
+
+    found = asyncio.run(there_and_back())
+    assert (found.ledger.in_flight, found.ledger.scored) == ([0], [1])
+    assert [portion.group_ids for portion in found.buffered] == [[1]]
+
+
 def test_what_was_scored_and_is_not_in_the_checkpoint_is_rolled_out_again(tmp_path, monkeypatch):
     """A step that was given up while it replaced groups has taken some of them already."""
     run = Attempts(config(tmp_path, checkpoint=CheckpointConfig(every=1)), monkeypatch)

@@ -144,6 +144,17 @@ def test_a_rewind_ends_at_the_first_line_that_is_none(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "reward": 1.0}\n'
 
 
+def test_a_rewind_forgets_what_came_after_a_checkpoint_of_the_same_step(tmp_path):
+    """An evaluation that was given up, made again, and lost with the process before anything was written down."""
+    report = Report(tmp_path, io.StringIO())
+    report.evaluation(0, {"reward": 1.0})
+    sizes = report.sizes()
+    report.evaluation(2, {"reward": 2.0})
+    report.rewind(2, sizes)
+    report.close()
+    assert (tmp_path / "evaluations.jsonl").read_text() == '{"step": 0, "reward": 1.0}\n'
+
+
 def test_a_run_that_is_taken_up_again_keeps_the_numbers_up_to_its_checkpoint(tmp_path):
     report = Report(tmp_path, io.StringIO())
     for step in (1, 2, 3):
