@@ -68,6 +68,7 @@ class Engine:
         self._num_awaited = 0           # requests until the scheduler goes on: see `together`
         self._num_turns = 0
         self._turn = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None     # that the engine is asked from; None before the first
 
     async def open(self, init_info: dict[str, Any]) -> None:
         """Opens the weight-transfer channel as its backend asks; once, before the first sync."""
@@ -199,6 +200,7 @@ class Engine:
     async def _told(self, call: Awaitable[Answer]) -> Answer:
         """What the engine's process answers. Raises EngineLost once it is dead: vLLM ends requests then, but never a
         call that was under way."""
+        self._loop = asyncio.get_running_loop()
         answering = asyncio.ensure_future(call)
         try:
             with _death_told():
@@ -208,6 +210,12 @@ class Engine:
                 return answering.result()
         finally:
             answering.cancel()
+
+    async def pulse(self) -> None:
+        """Returns once the engine's process has answered, whatever it is decoding; may be asked from any event loop.
+        Raises EngineLost where it is dead; where it hangs, whoever asks gives up."""
+        if self._loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.version(), self._loop))
 
     def close(self) -> None:
         self._llm.shutdown()

@@ -34,6 +34,9 @@ class Writer(Protocol):
     async def check(self) -> None:
         """Returns once the writer is there; raises UserError, one line, where it is not."""
 
+    async def pulse(self) -> None:
+        """Returns while the writer can go on; may be asked from any event loop."""
+
     async def write(self, questions: Sequence[str], num_samples: int, max_tokens: int, temperature: float, seed: int
                     ) -> list[list[Written]]:
         """`num_samples` explanations of each question."""
@@ -58,6 +61,9 @@ class EngineWriter:
 
     async def check(self) -> None:
         pass
+
+    async def pulse(self) -> None:
+        await self._engine.pulse()
 
     async def write(self, questions: Sequence[str], num_samples: int, max_tokens: int, temperature: float, seed: int
                     ) -> list[list[Written]]:
@@ -112,7 +118,9 @@ class ExplainerActor:
         self._author = Author(who, config.template, config.principles, config.max_tokens, config.temperature, seed)
 
     @ray.method(concurrency_group="health")
-    def ping(self, with_stacks: bool = False) -> Vitals:
+    async def ping(self, with_stacks: bool = False) -> Vitals:
+        if not with_stacks:         # stacks are asked for when things stand still
+            await self._writer.pulse()
         return vitals(with_stacks)
 
     async def ready(self) -> None:

@@ -59,6 +59,9 @@ class ServerWriter:
         self._failures_in_a_row = 0
         self._counts = _Counts()
 
+    async def pulse(self) -> None:
+        """Requests to the server have time limits of their own."""
+
     async def check(self) -> None:
         """Returns once the server has answered a question of one token; raises UserError, one line, if it does not.
 

@@ -45,7 +45,9 @@ class GenerativeJudgeActor:
         self._engine = Engine(spec.model, engine, seed=seed, num_gpus=num_gpus)
 
     @ray.method(concurrency_group="health")
-    def ping(self, with_stacks: bool = False) -> Vitals:
+    async def ping(self, with_stacks: bool = False) -> Vitals:
+        if not with_stacks:         # stacks are asked for when things stand still
+            await self._engine.pulse()
         return vitals(with_stacks)
 
     async def ready(self) -> None:

@@ -72,10 +72,11 @@ def told(error: BaseException) -> str:
 
 
 async def answered(actor: Any, limit_s: float, with_stacks: bool = False) -> Vitals | Event:
-    """What a living actor answers to a ping; HUNG where nothing comes in `limit_s`, DIED where the actor is gone."""
+    """What a living actor answers to a ping; HUNG where nothing comes in `limit_s`, from it or from the engine behind
+    it; DIED where one of them is gone."""
     try:
         return await asyncio.wait_for(_await(actor.ping.remote(with_stacks)), limit_s)
-    except RayActorError:
+    except (RayActorError, EngineLost):
         return Event.DIED
     except TimeoutError:
         return Event.HUNG

@@ -40,7 +40,9 @@ class RolloutActor:
         """Returns once the engine is there."""
 
     @ray.method(concurrency_group="health")
-    def ping(self, with_stacks: bool = False) -> Vitals:
+    async def ping(self, with_stacks: bool = False) -> Vitals:
+        if not with_stacks:         # stacks are asked for when things stand still
+            await self._engine.pulse()
         return vitals(with_stacks)
 
     async def open_channel(self, init_info: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 Light: imported by every actor and by the driver. An actor answers `ping` in a concurrency group of its own:
 
-    @ray.remote(concurrency_groups={"health": 1})
+    @ray.remote(concurrency_groups=HEALTH)
     class SomeActor:
         @ray.method(concurrency_group="health")
         def ping(self, with_stacks: bool = False) -> Vitals:
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import psutil
 import ray
 
-HEALTH = {"health": 1}      # concurrency_groups of an actor: one thread that answers pings
+HEALTH = {"health": 4}      # concurrency_groups of an actor: who answers pings while others hang
 
 
 class EngineLost(RuntimeError):

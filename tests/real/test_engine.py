@@ -139,6 +139,21 @@ def test_an_engine_that_died_while_nobody_asked_is_told_of(local_ray: None, prom
         assert outcome.held is None and "engine process is dead" in outcome.error
 
 
+def test_an_engine_that_stands_still_behind_a_living_actor_answers_no_ping(local_ray: None, prompts) -> None:
+    """But its stacks are told; and it is as before once it goes on."""
+    with rollout_actor(POLICY, "standing-still") as actor:
+        before = roll_out(actor, prompts)
+        engine, = (pid for pid, _ in ray.get(actor.ping.remote()).pids
+                   if "EngineCore" in " ".join(psutil.Process(pid).cmdline()))
+        os.kill(engine, signal.SIGSTOP)
+        with pytest.raises(ray.exceptions.GetTimeoutError):
+            ray.get(actor.ping.remote(), timeout=3)
+        assert "thread" in ray.get(actor.ping.remote(True), timeout=30).stacks
+        os.kill(engine, signal.SIGCONT)
+        ray.get(actor.ping.remote(), timeout=30)
+        assert roll_out(actor, prompts)["completion_ids"].to_pylist() == before["completion_ids"].to_pylist()
+
+
 def test_a_batch_of_another_schema_is_refused(actor, prompts) -> None:
     stream = actor.generate.options(num_returns="streaming").remote(prompts.drop_columns(["source"]), 4, 7, 6)
     with pytest.raises(ValueError, match="batch must have column source"):
