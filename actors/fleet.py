@@ -8,8 +8,6 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import pyarrow as pa
-
 from actors.absent import NoLearners
 from actors.explainer import ExplainerActor
 from actors.gang import Gang
@@ -140,7 +138,13 @@ class Fleet:
 
     async def _open_channel(self) -> None:
         if self._has_learners and self._has_engines:
-            await self.weights.open(self.rollouts.actors)
+            await self.weights.open(self._live_engines)
+
+    @property
+    def _live_engines(self) -> list[Any]:
+        """Whoever starts again is met when it is there: by `_catch_up`."""
+        return [actor for actor, health in zip(self.rollouts.actors, self.rollouts.health, strict=True)
+                if health.is_alive]
 
     async def _join(self) -> str:
         if self.config.rollout.engine.sleeps:       # an engine measures at its start what is free beside it
@@ -210,7 +214,7 @@ class Fleet:
                 return
             actor = self.rollouts.actors[index]
             if self.config.sync.backend != "shared_memory":
-                await self.weights.open(self.rollouts.actors if self.config.sync.backend in DIRECT else [actor])
+                await self.weights.open(self._live_engines if self.config.sync.backend in DIRECT else [actor])
             try:
                 sent = await self.weights.send(self._version, [actor], is_again=True)
             except WeightsMovedOn:
@@ -229,13 +233,6 @@ class Fleet:
                 self.rollouts.missed(index, actor, outcome.error)
         elif actor is self.rollouts.actors[index] and self.rollouts.health[index].is_alive:     # not lost meanwhile
             self.rollouts.current(index, self._version)
-
-    def split(self, prompts: pa.Table) -> list[tuple[Any, pa.Table]]:
-        """`prompts` shared out evenly over the rollout actors, in order."""
-        actors = self.rollouts.actors
-        size = -(-prompts.num_rows // len(actors))
-        return [(actor, prompts.take(list(range(start, min(start + size, prompts.num_rows)))))
-                for actor, start in zip(actors, range(0, prompts.num_rows, size), strict=False)]
 
     def stop(self) -> None:
         """Ends every actor and gives the place back."""
