@@ -6,7 +6,8 @@ loop, feeder, buffer, ledger, walk, pools and gang that drive them are the real 
   driver        256 rollout actors, 64 explainers, 64 judges, 64 learner ranks, one step ahead. As objects of this
                 process, fed as fast as it goes (rollouts_per_s_fake, driver_ms_per_batch_own: CPU of the driver for a
                 batch of 128 rollouts); and played by two real Ray actors, every batch an object of Ray's store, every
-                call Ray's (driver_ms_per_batch: CPU of the whole driver process, Ray's threads with it)
+                call Ray's (driver_ms_per_batch: CPU of the driver's own thread, which makes and awaits every call;
+                driver_process_ms_per_batch: with Ray's threads in the driver, which run beside it)
   memory        many small steps: how much the driver's resident memory grows with a step
   simulated     stages that sleep, completions of skewed lengths: a step's wall time over the seconds that the slowest
                 stage cannot do without (all its actors at work all the time), one step ahead; and a synchronous step,
@@ -103,7 +104,8 @@ def driver_on_ray(steps: int, counts: Counts | None = None) -> dict[str, float]:
                           portion_groups=BATCH_GROUPS)
         driven = drive_ray(config, counts)
     wall_s, cpu_s = _steady(driven, steps)
-    return {"driver_ms_per_batch": 1e3 * cpu_s / counts.rollouts,
+    return {"driver_ms_per_batch": 1e3 * driven.per_step("thread_s", 1, steps - 2) / counts.rollouts,
+            "driver_process_ms_per_batch": 1e3 * cpu_s / counts.rollouts,
             "rollouts_per_s_ray": counts.rollouts * BATCH_GROUPS * GROUP_SIZE / wall_s}
 
 

@@ -36,11 +36,12 @@ class Driven:
 
     wall_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)        # of this process, less what fakes in it took
+    thread_s: list[float] = field(default_factory=list)     # CPU of the thread of the event loop; fakes in it included
     rss_bytes: list[int] = field(default_factory=list)
     trained: loop.Trained | None = None
 
     def per_step(self, name: str, first: int, last: int) -> float:
-        """Of wall_s or cpu_s, a step between the ends of the steps `first` and `last`."""
+        """Of wall_s, cpu_s or thread_s, a step between the ends of the steps `first` and `last`."""
         marks = getattr(self, name)
         return (marks[last] - marks[first]) / (last - first)
 
@@ -86,6 +87,7 @@ async def _run(config: TrainConfig, make: Callable[[], Any], clock: Callable[[],
         checksum = await inner(version)
         driven.wall_s.append(asyncio.get_running_loop().time())
         driven.cpu_s.append(clock())
+        driven.thread_s.append(time.thread_time())
         driven.rss_bytes.append(process.memory_info().rss)
         return checksum
 
