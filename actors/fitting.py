@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -24,7 +25,7 @@ from rlaif.config.dpo import DpoConfig
 from rlaif.config.reward import EvaluateConfig, RewardTrainConfig
 from rlaif.config.train import RoleConfig, SftConfig
 from rlaif.metrics import merge, values
-from rlaif.running.checkpoints import Checkpoints, link_all
+from rlaif.running.checkpoints import Checkpoints, copy_all
 from rlaif.running.cli import working
 from rlaif.running.lock import held
 from rlaif.running.report import Report, write_json
@@ -141,7 +142,7 @@ async def _resume(gang: Gang, folder: Path, report: Report) -> dict[str, Any]:
     progress = json.loads((place / PROGRESS_FILE).read_text(encoding="utf-8"))
     await gang.load_state(str((place / LEARNER).resolve()))
     if progress["best"]:
-        link_all(place / BEST, _best(folder, progress["best"]["step"]))
+        copy_all(place / BEST, _best(folder, progress["best"]["step"]))
     report.rewind(step)
     report.say(f"goes on after step {step}")
     return progress
@@ -154,7 +155,7 @@ async def _checkpoint(gang: Gang, folder: Path, progress: dict[str, Any]) -> Non
     async def fill(beside: Path) -> None:
         (beside / PROGRESS_FILE).write_text(json.dumps(progress) + "\n", encoding="utf-8")
         if best is not None:
-            link_all(best, beside / BEST)
+            await asyncio.to_thread(copy_all, best, beside / BEST)
 
     await write_checkpoint(Checkpoints(folder / CHECKPOINTS), gang, progress["step"], fill)
     for older in (folder / BEST).glob("step-*"):

@@ -16,7 +16,7 @@ from actors.pool import InputsLost
 from actors.walk import Order, here, walk
 from rlaif.config.train import TrainConfig
 from rlaif.metrics import values
-from rlaif.running.checkpoints import link_all
+from rlaif.running.checkpoints import copy_all
 from rlaif.running.figures import means
 from rlaif.running.held_out import evaluation_figures
 from rlaif.running.report import Report, Stopwatch, figure
@@ -51,7 +51,7 @@ class HeldOut:
         self.figures, self.stop = dict(state["figures"]), state["stop"]
         self.begin()
         if self.known.best_step is not None:
-            link_all(best, best_folder(self._config.output_dir))
+            copy_all(best, best_folder(self._config.output_dir))
 
     def is_due(self, step: int) -> bool:
         """Whether the policy is to be measured after `step`."""

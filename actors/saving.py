@@ -27,7 +27,7 @@ from actors.stored_portions import read_portion, write_portion
 from rlaif.config.train import TrainConfig
 from rlaif.pipeline.ledger import restored
 from rlaif.pipeline.portions import ScoredPortion
-from rlaif.running.checkpoints import Checkpoints, link_all
+from rlaif.running.checkpoints import Checkpoints, copy_all
 from rlaif.running.identity import refuse_other
 from rlaif.running.report import Report, Stopwatch
 
@@ -115,7 +115,7 @@ class Saver:
                     # Rows that went with their node: they are rolled out anew, here and by a run that goes on.
                     shutil.rmtree(place)
             if best_step is not None:
-                link_all(best_folder(self._config.output_dir), folder / BEST)
+                await asyncio.to_thread(copy_all, best_folder(self._config.output_dir), folder / BEST)
             told = content | {"num_portions": num_portions, "sizes": self._report.sizes()}
             (folder / RUN_FILE).write_text(json.dumps(told) + "\n", encoding="utf-8")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import re
 import secrets
 import shutil
@@ -138,15 +137,10 @@ def not_taken(folder: Path, error: OSError) -> str:
             "command again: it goes on from the newest checkpoint")
 
 
-def link_all(source: Path, target: Path) -> None:
-    """The files of `source` in `target` too: the same files where the disk can, else copies."""
+def copy_all(source: Path, target: Path) -> None:
+    """The files of `source` in `target` too. Copies, no links: what damages one must leave the other."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
             there = target / path.relative_to(source)
             there.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, there)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                    raise
-                shutil.copyfile(path, there)
+            shutil.copyfile(path, there)

@@ -248,6 +248,20 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, monkeypatch)
     assert f"goes on after step {before}" in run.console.getvalue() and len(run.fleet.learners.trained) == 4
 
 
+def test_damage_to_the_best_weights_of_the_newest_leaves_those_of_the_one_before(tmp_path, monkeypatch):
+    evaluation = EvaluationConfig(every=1, select_by="reward")      # the first stays the best
+    run = Attempts(config(tmp_path, checkpoint=CheckpointConfig(every=1), evaluation=evaluation), monkeypatch)
+    with pytest.raises(asyncio.CancelledError):
+        run.go(at(4, run.kill, "learn"))
+    store = checkpoints_of(run.settings)
+    before, newest = store.steps
+    (store.path(newest) / "best" / "version").write_text("9")
+    run.go()
+    assert f"checkpoint {store.path(newest)} is refused: best/version is not" in run.console.getvalue()
+    assert f"goes on after step {before}" in run.console.getvalue()
+    assert (best_folder(run.settings.output_dir) / "version").read_text() == "0"
+
+
 @pytest.mark.parametrize(("changed", "words"), [
     ({"config": "seed: 1\nsteps: 4\n"}, r"checkpoint must be of the same run, got .* \(seed is 0 there and 1 here\)"),
     ({"tokenizer": "xy"}, r"tokenizer must be that of the run that is resumed \(ab\), got another \(xy\)"),
