@@ -136,6 +136,14 @@ def _wait_for(folder: Path, entries: Entries) -> None:
             time.sleep(0.2)
 
 
+def sync_all(folder: Path) -> None:
+    """Brings all that is under `folder` to the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() or path.is_dir():
+            sync(path)
+    sync(folder)
+
+
 def sync(path: Path) -> None:
     """Returns when a file, or what a folder lists, is on the disk."""
     handle = os.open(path, os.O_RDONLY)

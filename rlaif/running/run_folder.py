@@ -15,6 +15,7 @@ from yaml import YAMLError
 from rlaif.config.checks import UserError
 from rlaif.config.files import resolved_yaml
 from rlaif.running.lock import LOCK_FILE
+from rlaif.running.manifest import sync, sync_all
 
 CONFIG_FILE, DONE_FILE = "config.yaml", "done"
 _BESIDE = CONFIG_FILE + ".partial"
@@ -82,9 +83,14 @@ def claim(output_dir: str, config: Any, *, anew: bool = True) -> None:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     (folder / _BESIDE).write_text(resolved_yaml(config), encoding="utf-8")
+    sync(folder / _BESIDE)
     (folder / _BESIDE).rename(folder / CONFIG_FILE)     # whole or not at all: half of it would be another run
+    sync(folder)
 
 
 def finish(output_dir: str) -> None:
-    """Marks the run as complete; a stage that finds this mark is skipped."""
+    """Marks the run as complete, all that it made being on the disk: its checkpoints go next. A stage that finds this
+    mark is skipped."""
+    sync_all(Path(output_dir))
     (Path(output_dir) / DONE_FILE).write_text("")
+    sync(Path(output_dir))

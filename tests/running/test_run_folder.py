@@ -6,6 +6,7 @@ from rlaif.config.checkpoint import CheckpointConfig
 from rlaif.config.checks import UserError
 from rlaif.config.prompts import PromptsConfig
 from rlaif.config.train import EngineConfig, RewardConfig, RoleConfig, TrainConfig
+from rlaif.running import manifest
 from rlaif.running.lock import held
 from rlaif.running.run_folder import claim, finish, refuse_other_run
 
@@ -30,6 +31,17 @@ def test_a_finished_run_is_known_as_finished(folder):
     claim(folder, config(folder))
     finish(folder)
     assert refuse_other_run(folder, config(folder)) is True
+
+
+def test_what_a_run_made_is_on_the_disk_before_it_is_marked_as_complete(folder, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(manifest, "sync", lambda path: synced.append(
+        (path.name, (tmp_path / "outputs" / "run" / "done").exists())))
+    claim(folder, config(folder))
+    (tmp_path / "outputs" / "run" / "policy").mkdir()
+    (tmp_path / "outputs" / "run" / "policy" / "model.safetensors").write_bytes(b"weights")
+    finish(folder)
+    assert {("policy", False), ("model.safetensors", False)} <= set(synced)
 
 
 def test_what_an_unfinished_attempt_left_is_begun_anew(folder, tmp_path):
@@ -88,7 +100,7 @@ def test_a_configuration_of_another_kind_or_none_is_refused(folder, tmp_path):
     claim(folder, config(folder))
     path = tmp_path / "outputs" / "run" / "config.yaml"
     path.write_text("output_dir: x\nlog_every: 3\n")
-    with pytest.raises(UserError, match=r"\(seed is 'nothing' there and 0 here\)"):
+    with pytest.raises(UserError, match=r"\(mode is 'nothing' there and 'train' here\)"):
         refuse_other_run(folder, config(folder))
     path.write_text("a: [")
     with pytest.raises(UserError, match=r"its config.yaml is not readable"):
