@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config.checks import UserError
+from rlaif.running.checkpoints import told
 
 LOCK_FILE = "lock"
 BEAT_S = 5.0            # the holder changes the file so often
@@ -29,10 +30,12 @@ _PATIENCE = 4           # beats that a holder on another host may miss and still
 def held(folder: str | Path, say: Callable[[str], None] = print, *, host: str | None = None) -> Iterator[None]:
     """Inside, no other process may hold `folder`, which is made where it is missing.
 
-    host: what this host is called; None: its own name. Raises UserError with host and pid of who holds it.
+    host: what this host is called; None: its own name. Raises UserError with host and pid of who holds it, and where
+    the disk does not take a lock.
     """
     folder, host = Path(folder), host or socket.gethostname()
-    handle, is_alone = _open(folder)
+    with told(folder):
+        handle, is_alone = _open(folder)
     try:
         holder = _read(handle)
         if is_alone is False or (is_alone is None and holder.get("host") == host and _lives(holder)):
@@ -44,7 +47,10 @@ def held(folder: str | Path, say: Callable[[str], None] = print, *, host: str | 
                 raise UserError(_refused(folder, holder))
         if holder:
             say(f"{folder} is taken over from process {holder['pid']} on {holder['host']}, which has ended")
-        with _beating(handle, {"host": host, "pid": os.getpid(), "beat": 0}):
+        mine = {"host": host, "pid": os.getpid(), "beat": 0}
+        with told(folder):
+            _write(handle, mine)
+        with _beating(handle, mine):
             try:
                 yield
             finally:
@@ -141,7 +147,6 @@ def _beating(handle: int, mine: dict[str, Any]) -> Iterator[None]:
             with contextlib.suppress(OSError):      # a full disk is told by what cannot be written there
                 _write(handle, mine)
 
-    _write(handle, mine)
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:

@@ -12,6 +12,7 @@ import pytest
 from rlaif.config.checks import UserError
 from rlaif.running import lock
 from rlaif.running.lock import LOCK_FILE, held
+from tests.helpers.disks import small_disk
 
 HOLD = ("import sys; from rlaif.running.lock import held\n"
         "with held(sys.argv[1]):\n"
@@ -89,6 +90,18 @@ def test_a_holder_that_gives_the_lock_back_meanwhile_leaves_no_lock_that_nobody_
     path.write_text(json.dumps({"host": "node-7", "pid": 41, "beat": 3}))
     with pytest.raises(UserError, match="process 41 on node-7"), held(tmp_path, lambda line: path.unlink()):
         pass
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    with small_disk(tmp_path / "disk", 1) as disk:
+        with (disk / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError):
+            while True:
+                ballast.write(bytes(4096))
+        with pytest.raises(UserError, match="must take what the run writes, got 'No space left on device"), held(disk):
+            pass
+        (disk / "ballast").unlink()
+        with held(disk, pytest.fail):
+            pass
 
 
 def test_without_locks_of_the_file_system_the_pid_decides(tmp_path, monkeypatch):
