@@ -68,7 +68,8 @@ def main(arguments: Sequence[str]) -> int:
         ray.shutdown()
     connect()       # a Ray without what the fakes left in it
     try:
-        figures |= {"sync_over_memcpy": weight_sync.measured(form)["sync_over_memcpy"]}
+        measured = weight_sync.measured(form)
+        figures |= {name: measured[name] for name in ("sync_over_memcpy", "sync_without_reload_over_memcpy")}
     finally:
         ray.shutdown()
     for line in table_lines(["figure", "measured", "target"], [
@@ -129,7 +130,7 @@ def simulated(steps: int, synchronous: int) -> dict[str, float]:
     runs: dict[str, Simulated] = {
         "asynchronous, rollouts slowest": simulate(ROLLOUT_BOUND, steps=steps, max_staleness=1),
         "asynchronous, learners slowest": simulate(LEARNER_BOUND, steps=steps, max_staleness=1),
-        "asynchronous, no slack": simulate(BALANCED, steps=steps, max_staleness=1),
+        "asynchronous, no slack, idle machine": simulate(BALANCED, steps=steps, max_staleness=1, virtual=True),
         "synchronous, streamed": simulate(ROLLOUT_BOUND, steps=synchronous, max_staleness=0),
         "synchronous, stage after stage": simulate(ROLLOUT_BOUND, steps=synchronous, max_staleness=0, barrier=True),
     }
