@@ -135,11 +135,11 @@ class Engine:
             prompt["cache_salt"] = cache_salt
         with _death_told():
             try:
-                collector = await self._llm.add_request(str(self._num_requests), prompt, params)
+                collector = await self._told(self._llm.add_request(str(self._num_requests), prompt, params))
             finally:
                 await self._admitted()
             try:
-                output = await collector.get()
+                output = await self._told(collector.get())
             except asyncio.CancelledError:
                 await self._llm.abort(collector.request_id, internal=True)
                 raise
@@ -198,8 +198,8 @@ class Engine:
         return (await self.installed())[0]
 
     async def _told(self, call: Awaitable[Answer]) -> Answer:
-        """What the engine's process answers. Raises EngineLost once it is dead: vLLM ends requests then, but never a
-        call that was under way."""
+        """What the engine's process answers. Raises EngineLost once it is dead: vLLM then ends requests that it knows,
+        but no other call, and no request that is only being made."""
         self._loop = asyncio.get_running_loop()
         answering = asyncio.ensure_future(call)
         try:
