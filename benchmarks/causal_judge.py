@@ -37,7 +37,7 @@ class CausalJudge:
 
     @staticmethod
     async def _start(folder: str, config: EngineConfig) -> Any:
-        from actors.engine import Engine  # takes seconds: only where a judge is wanted
+        from actors.engines.engine import Engine  # takes seconds: only where a judge is wanted
 
         return Engine(folder, config, seed=0, num_gpus=0)
 

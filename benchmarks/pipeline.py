@@ -32,7 +32,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 
 import ray  # noqa: E402
 
-from actors.cluster import connect  # noqa: E402
+from actors.cluster.connection import connect  # noqa: E402
 from benchmarks import weight_sync  # noqa: E402
 from benchmarks.fakes.driving import Driven, drive, drive_ray, settings  # noqa: E402
 from benchmarks.fakes.players import Counts, World  # noqa: E402

@@ -36,13 +36,13 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
-from actors.cluster import actor_environment, connect  # noqa: E402
-from actors.gang import Gang  # noqa: E402
-from actors.learner import LearnerSpec  # noqa: E402
-from actors.placement import Placement  # noqa: E402
-from actors.rollout import RolloutActor  # noqa: E402
-from actors.shared_memory import Offer, SharedMemory, attach  # noqa: E402
-from actors.weight_sync import WeightSync  # noqa: E402
+from actors.carriers.shared_memory import Offer, SharedMemory, attach  # noqa: E402
+from actors.cluster.connection import actor_environment, connect  # noqa: E402
+from actors.cluster.placement import Placement  # noqa: E402
+from actors.engines.rollout import RolloutActor  # noqa: E402
+from actors.learners.gang import Gang  # noqa: E402
+from actors.learners.learner import LearnerSpec  # noqa: E402
+from actors.training.weight_sync import WeightSync  # noqa: E402
 from benchmarks.measuring import environment, store, table_lines  # noqa: E402
 from rlaif.config.learner import LearnerConfig  # noqa: E402
 from rlaif.config.train import (  # noqa: E402

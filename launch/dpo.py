@@ -7,7 +7,7 @@ from rlaif.running.cli import main
 
 
 def body(config: DpoConfig) -> None:
-    from actors.dpo import run_dpo  # seconds of imports: a mistake in the configuration is told before
+    from actors.fitting.dpo import run_dpo  # seconds of imports: a mistake in the configuration is told before
 
     run_dpo(config)
 

@@ -11,7 +11,7 @@ from rlaif.running.cli import main
 
 def body(config: EvaluateConfig) -> None:
     # Seconds of imports: a mistake in the configuration is told before.
-    from actors.evaluating import run_evaluation
+    from actors.fitting.evaluating import run_evaluation
 
     run_evaluation(config)
 

@@ -7,7 +7,7 @@ from rlaif.running.cli import main
 
 
 def body(config: SftConfig) -> None:
-    from actors.sft import run_sft  # seconds of imports: a mistake in the configuration is told before
+    from actors.fitting.sft import run_sft  # seconds of imports: a mistake in the configuration is told before
 
     run_sft(config)
 

@@ -11,13 +11,13 @@ from rlaif.running.cli import main
 
 
 def body(config: TrainConfig) -> None:
-    from actors.run import run_training  # seconds of imports: a mistake in the configuration is told before
+    from actors.training.run import run_training  # seconds of imports: a mistake in the configuration is told before
 
     run_training(config)
 
 
 def plan(config: TrainConfig, name: str, cluster_file: str | None) -> None:
-    from actors.planning import show_plan
+    from actors.cluster.planning import show_plan
 
     show_plan(config, name, cluster_file)
 

@@ -11,7 +11,7 @@ from rlaif.running.cli import main
 
 def body(config: RewardTrainConfig) -> None:
     # Seconds of imports: a mistake in the configuration is told before.
-    from actors.reward_training import run_reward_training
+    from actors.fitting.reward_training import run_reward_training
 
     run_reward_training(config)
 

@@ -12,7 +12,8 @@ import pytest
 import ray
 import yaml
 
-from actors import dpo, evaluating, fitting, reward_training, run, sft
+from actors.fitting import dpo, evaluating, fitting, reward_training, sft
+from actors.training import run
 from rlaif import scenes
 from rlaif.config.dpo import DpoConfig
 from rlaif.config.reward import EvaluateConfig, RewardTrainConfig

@@ -16,8 +16,8 @@ from unittest import mock
 import numpy as np
 import psutil
 
-from actors import loop
-from actors.unmeasured import Unmeasured
+from actors.training import loop
+from actors.training.unmeasured import Unmeasured
 from benchmarks.fakes.players import Counts, World, played_by_ray, played_fleet
 from benchmarks.fakes.rows import prompts
 from benchmarks.fakes.virtual import VirtualLoop

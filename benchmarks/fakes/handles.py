@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from actors.awaiting import look_at
+from actors.faults.awaiting import look_at
 
 __all__ = ["Handle", "Stream", "Verb"]
 

@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from actors.awaiting import awaited
-from actors.gang import Gang
-from actors.generation import Leaving
-from actors.pool import Pool
-from actors.ranks import Ranks
+from actors.engines.generation import Leaving
+from actors.faults.awaiting import awaited
+from actors.faults.pool import Pool
+from actors.learners.gang import Gang
+from actors.learners.ranks import Ranks
 from benchmarks.fakes import rows
 from benchmarks.fakes.handles import Handle
 from benchmarks.fakes.latency import Barrier, Latency, Span, Units, skewed_lengths, stage_seconds
@@ -112,7 +112,7 @@ class Player:
 
     async def generate(self, prompts: pa.Table, group_size: int, seed: int, groups_per_batch: int, is_greedy: bool,
                        together: bool) -> AsyncIterator[pa.Table | Leaving]:
-        """As actors.rollout.RolloutActor: whole groups as they finish."""
+        """As actors.engines.rollout.RolloutActor: whole groups as they finish."""
         at = {group: row for row, group in enumerate(prompts["group_id"].to_pylist())}
         started, finished = _now(), list[int]()
         tasks = [asyncio.ensure_future(self._group(group, group_size)) for group in at] if self._is_timed else []
@@ -194,12 +194,12 @@ class PlayedGang(Gang):
 
 
 def played_fleet(config: TrainConfig, counts: Counts, world: World) -> Any:
-    """As actors.fleet.Fleet, its actors objects of this process."""
+    """As actors.training.fleet.Fleet, its actors objects of this process."""
     return _fleet(config, counts, lambda role, index: Handle(Player(world, role, index)), by_ray=False)
 
 
 def played_by_ray(config: TrainConfig, counts: Counts, num_hosts: int = 2) -> Any:
-    """As actors.fleet.Fleet, its actors played by `num_hosts` actors of the Ray that is joined."""
+    """As actors.training.fleet.Fleet, its actors played by `num_hosts` actors of the Ray that is joined."""
     hosts = [ray.remote(Player).options(num_cpus=0, max_concurrency=1000).remote() for _ in range(num_hosts)]
     fleet = _fleet(config, counts, lambda role, index: hosts[index % num_hosts], by_ray=True)
     inner = fleet.sync

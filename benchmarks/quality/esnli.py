@@ -109,8 +109,8 @@ def _explained(rows: pa.Table, explainer: Path) -> pa.Table:
 
     import ray
 
-    from actors.cluster import connect
-    from actors.explaining import explain_splits
+    from actors.cluster.connection import connect
+    from actors.fitting.explaining import explain_splits
     from rlaif.config.reward import JudgedDataConfig
     from rlaif.config.train import EngineConfig, ExplainerConfig, RoleConfig
     from rlaif.data.judged_rows import judged_rows

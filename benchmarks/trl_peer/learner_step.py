@@ -31,7 +31,7 @@ Step = Callable[[int], float]       # takes the bound, returns the norm of the g
 
 def ours(model: str, rows: Sequence[Row], kl: float) -> Step:
     """rlaif.learning.learner.Learner under DeepSpeed, as a learner of one rank has it."""
-    from actors.zero import ZeroEngine, init_distributed
+    from actors.learners.zero import ZeroEngine, init_distributed
     from rlaif.config.algorithm import AlgorithmConfig
     from rlaif.config.learner import LearnerConfig
     from rlaif.learning.completion_model import CompletionModel, examine

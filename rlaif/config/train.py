@@ -2,7 +2,7 @@
 
 Every field says its unit and range; `__post_init__` refuses what is out of range by the field's own name, and the
 loader puts the path before it. What depends on files, models or the cluster is checked in `rlaif.running.preflight` and
-`actors.placement`.
+`actors.cluster.placement`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ __all__ = ["Engine", "Learner"]
 
 
 class Engine(Protocol):
-    """What holds the weights: actors.zero.ZeroEngine."""
+    """What holds the weights: actors.learners.zero.ZeroEngine."""
 
     module: Any     # callable as the objective's module
 

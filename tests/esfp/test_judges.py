@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from actors import evaluating, explaining, fitting
+from actors.fitting import evaluating, explaining, fitting
 from rlaif.config.checks import UserError
 from rlaif.config.files import load
 from rlaif.config.reward import EvaluateConfig, GenerativeConfig, JudgeConfig, SlotConfig, TemplateConfig

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.generation import Leaving
-from actors.pool import Pool
+from actors.engines.generation import Leaving
+from actors.faults.pool import Pool
 from benchmarks.fakes.handles import Handle
 from rlaif.batch import EXPLAINED, ROLLOUT, SCORED, from_rows, with_columns
 from rlaif.metrics import Max, Mean, Sum
@@ -131,7 +131,8 @@ class Learners:
 def fake_fleet(plan: RewardPlan, judges: Mapping[str, FakeJudge], functions: Mapping[str, Reward], *,
                learners: Learners | None = None, has_explainer: bool = False, num_rollouts: int = 1,
                delay: Delay = at_once) -> Any:
-    """As actors.fleet.Fleet. delay: of a stage (rollout, explain, score, learn, sync), awaited before it answers."""
+    """As actors.training.fleet.Fleet. delay: of a stage (rollout, explain, score, learn, sync), awaited before it
+    answers."""
     rollouts, combining = [Rollout(delay) for _ in range(num_rollouts)], Functions(plan, functions)
     learners = learners or Learners()
     learners.delay = delay

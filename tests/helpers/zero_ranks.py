@@ -28,7 +28,7 @@ def _joined(rank, work, world_size, port, arguments):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
-    from actors.zero import init_distributed
+    from actors.learners.zero import init_distributed
 
     init_distributed("gloo")
     work(rank, world_size, *arguments)
@@ -36,7 +36,7 @@ def _joined(rank, work, world_size, port, arguments):
 
 
 def engine_of(zero_stage, optimizer):
-    from actors.zero import ZeroEngine
+    from actors.learners.zero import ZeroEngine
     from rlaif.modeling.models import load_causal_lm
 
     model = load_causal_lm(str(START / "policy"), "float32")

@@ -13,7 +13,7 @@ import pytest
 import ray
 import torch
 
-from actors.cluster import connect
+from actors.cluster.connection import connect
 from rlaif.config.train import RoleConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +83,6 @@ def distributed(monkeypatch):
                         ("MASTER_PORT", str(port)), ("DS_ACCELERATOR", "cpu")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
-    from actors.zero import init_distributed
+    from actors.learners.zero import init_distributed
 
     init_distributed("gloo")

@@ -8,7 +8,7 @@ import inspect
 import pytest
 import torch
 
-from actors.sync_client import SyncClient
+from actors.engines.sync_client import SyncClient
 from rlaif.config.learner import LearnerConfig, LoraConfig
 from rlaif.learning.lora import add_lora
 from rlaif.modeling.models import load_causal_lm
@@ -20,7 +20,7 @@ POLICY = str(START / "policy")
 def test_direct_senders_take_what_we_give_them() -> None:
     from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
 
-    from actors import engine
+    from actors.engines import engine
 
     assert isinstance(SyncClient([], 1, 60.0), VLLMWeightSyncClient)
     nccl = engine.NCCLTrainerInitInfo("10.0.0.1", 29500, 3, rank=0)
@@ -43,19 +43,19 @@ def test_every_engine_gets_its_own_ranks_in_the_group(monkeypatch) -> None:
     class Actor:
         open_channel = Verb()
 
-    monkeypatch.setattr("actors.sync_client.ray.get", lambda references, timeout: references)
+    monkeypatch.setattr("actors.engines.sync_client.ray.get", lambda references, timeout: references)
     SyncClient([Actor(), Actor(), Actor()], workers_per_engine=2, timeout_s=60.0).init_weight_transfer_engine(
         {"rank_offset": 1, "world_size": 7})
     assert [info["rank_offset"] for info in given] == [1, 3, 5]
 
 
 def test_a_layer_that_waits_for_weights_says_so_as_we_read_it() -> None:
-    """actors.engine_worker copies what such a layer keeps, counts such layers, and makes them forget."""
+    """actors.engines.engine_worker copies what such a layer keeps, counts such layers, and makes them forget."""
     from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
     from vllm.v1.engine.core_client import AsyncMPClient
     from vllm.v1.worker.gpu_worker import Worker
 
-    from actors.engine_worker import BACKENDS, WorkerExtension
+    from actors.engines.engine_worker import BACKENDS, WorkerExtension
 
     info = LayerReloadingInfo(({}, {}), torch.device("cpu"))
     assert not info.can_load() and info.loaded_weights == [] and info.load_numel == 0
@@ -82,7 +82,7 @@ def test_an_engine_sleeps_and_wakes_as_we_ask_it_to() -> None:
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_shapes_describe_the_weights_as_they_come_whole(zero_stage: int, distributed) -> None:
-    from actors.zero import ZeroEngine
+    from actors.learners.zero import ZeroEngine
 
     start = {name: tensor.detach().clone() for name, tensor in load_causal_lm(POLICY, "float32").named_parameters()}
     model = load_causal_lm(POLICY, "float32")
@@ -99,7 +99,7 @@ def test_shapes_describe_the_weights_as_they_come_whole(zero_stage: int, distrib
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_with_adapters_the_adapted_weights_change_and_no_others(zero_stage: int, distributed) -> None:
-    from actors.zero import ZeroEngine
+    from actors.learners.zero import ZeroEngine
 
     model = load_causal_lm(POLICY, "float32")
     start = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}

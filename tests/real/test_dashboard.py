@@ -6,7 +6,7 @@ import urllib.request
 import pytest
 import ray
 
-from actors.dashboard import Dashboard
+from actors.training.dashboard import Dashboard
 
 VALUES = {"reward": 0.5, "gold": 0.25, "kl": 1.5, "staleness_max": 1, "num_rollouts": 128, "num_completion_tokens": 640,
           "step_s": 2.0, "rollout_s": 0.7, "sync_s": 0.1, "restarts_rollout": 2, "ready_slot": 1, "groups_skipped": 3,
@@ -20,7 +20,7 @@ class _Pool:
 @pytest.fixture(scope="module")
 def exported():
     """name -> [(tags, value)] of what two steps left with the agent of this node."""
-    # As actors.cluster.connect starts Ray; the agent hears every second, not every ten.
+    # As actors.cluster.connection.connect starts Ray; the agent hears every second, not every ten.
     ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False,
              _system_config={"metrics_report_interval_ms": 1000})
     try:

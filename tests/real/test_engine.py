@@ -14,10 +14,10 @@ import pytest
 import ray
 import torch
 
-from actors.placement import Placement
-from actors.rollout import RolloutActor
-from actors.sending import Order, Published, Sender
-from actors.vitals import EngineLost
+from actors.cluster.placement import Placement
+from actors.engines.rollout import RolloutActor
+from actors.faults.vitals import EngineLost
+from actors.learners.sending import Order, Published, Sender
 from rlaif.batch import ROLLOUT, check
 from rlaif.config.prompts import PromptsConfig
 from rlaif.config.train import EngineConfig, RolloutConfig, WeightSyncConfig

@@ -18,8 +18,8 @@ import pytest
 import ray
 import yaml
 
-from actors.judges import all_ready, start_judges
-from actors.placement import Placement
+from actors.cluster.placement import Placement
+from actors.judging.judges import all_ready, start_judges
 from rlaif.batch import ROLLOUT, SCORED, check, from_rows
 from rlaif.config.reward import JudgeConfig, JudgedDataConfig
 from rlaif.config.train import EngineConfig, RewardConfig

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from actors.cluster import actor_environment
-from actors.explanation_server import ServerWriter
+from actors.cluster.connection import actor_environment
+from actors.judging.explanation_server import ServerWriter
 from rlaif.config.checks import UserError
 from rlaif.config.train import ServerConfig
 from rlaif.data.tables import read_rows
@@ -39,7 +39,7 @@ DEVICE = ["--gpu-memory-utilization", "0.2"] if NUM_GPUS else [
 # What the explainer actor does with its engine, in a process of its own.
 ENGINE = """
 import asyncio, json, sys
-from actors.engine import Engine
+from actors.engines.engine import Engine
 from rlaif.config.train import EngineConfig
 from rlaif.modeling.models import load_tokenizer
 

@@ -11,8 +11,8 @@ import pytest
 import ray
 import torch
 
-from actors.generative_judge import GenerativeJudgeActor
-from actors.placement import Placement
+from actors.cluster.placement import Placement
+from actors.judging.generative_judge import GenerativeJudgeActor
 from rlaif.config.train import EngineConfig
 from rlaif.esfp.generative_judge import ask, compile_question, judge, label_mass, with_reasoning
 from rlaif.esfp.generative_spec import GenerativeSpec, JudgeQuestion
@@ -76,7 +76,7 @@ class Door:
     """The engine itself, asked about different labels at once while it writes."""
 
     def __init__(self) -> None:
-        from actors.engine import Engine
+        from actors.engines.engine import Engine
 
         self._engine = Engine(POLICY, dataclasses.replace(ENGINE, max_model_len=64), seed=0,
                               num_gpus=role("explainer").num_gpus)

@@ -8,10 +8,10 @@ import pytest
 import ray
 import torch
 
-from actors.gang import Gang
-from actors.learner import LearnerSpec
-from actors.placement import Placement
-from actors.sending import Order
+from actors.cluster.placement import Placement
+from actors.learners.gang import Gang
+from actors.learners.learner import LearnerSpec
+from actors.learners.sending import Order
 from rlaif.config.learner import LearnerConfig
 from rlaif.config.train import ModelConfig, RoleConfig
 from rlaif.data.supervision import supervised_rows

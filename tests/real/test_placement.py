@@ -8,8 +8,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
-from actors.placement import Placement
-from actors.planning import _ray_cluster, refuse_what_cannot_fit
+from actors.cluster.placement import Placement
+from actors.cluster.planning import _ray_cluster, refuse_what_cannot_fit
 from rlaif.config.checks import UserError
 from rlaif.config.files import load
 from rlaif.config.train import RoleConfig, TrainConfig

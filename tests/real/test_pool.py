@@ -13,11 +13,11 @@ import pytest
 import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from actors.awaiting import awaited
-from actors.cluster import AUTH_MODE
-from actors.pool import ActorLost, InputsLost, Pool
-from actors.restarts import Lost, lost
-from actors.vitals import HEALTH, EngineLost, Vitals, vitals
+from actors.cluster.connection import AUTH_MODE
+from actors.faults.awaiting import awaited
+from actors.faults.pool import ActorLost, InputsLost, Pool
+from actors.faults.restarts import Lost, lost
+from actors.faults.vitals import HEALTH, EngineLost, Vitals, vitals
 from rlaif.config.faults import FaultsConfig
 from rlaif.metrics import Sum
 from rlaif.pipeline.budgets import Budget, BudgetSpent

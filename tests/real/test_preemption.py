@@ -9,8 +9,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from actors import ending as module
-from actors.ending import Ending, draining_nodes
+from actors.faults import ending as module
+from actors.faults.ending import Ending, draining_nodes
 
 
 @ray.remote(num_cpus=0, resources={"spot": 1})

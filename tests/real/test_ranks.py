@@ -13,10 +13,10 @@ import pytest
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
-from actors.awaiting import awaited
-from actors.ranks import LearnersLost, Ranks
-from actors.restarts import InputsLost
-from actors.vitals import HEALTH, Vitals, vitals
+from actors.faults.awaiting import awaited
+from actors.faults.restarts import InputsLost
+from actors.faults.vitals import HEALTH, Vitals, vitals
+from actors.learners.ranks import LearnersLost, Ranks
 from rlaif.config.faults import FaultsConfig
 from rlaif.pipeline.board import Board
 from rlaif.pipeline.budgets import BudgetSpent

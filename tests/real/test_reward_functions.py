@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.cluster import actor_environment
-from actors.reward_functions import RewardFunctionActor
+from actors.cluster.connection import actor_environment
+from actors.judging.reward_functions import RewardFunctionActor
 from rlaif.batch import PARTS, ROLLOUT, SCORED, check
 from rlaif.config.checks import UserError
 from rlaif.config.reward_parts import RewardPartConfig

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 import ray
 
-from actors.fleet import Fleet
-from actors.walk import Order, walk
+from actors.training.fleet import Fleet
+from actors.training.walk import Order, walk
 from rlaif.batch import SCORED, check
 from rlaif.config.files import load
 from rlaif.config.reward_parts import RewardPartConfig

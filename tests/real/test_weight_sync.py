@@ -14,11 +14,11 @@ import pytest
 import ray
 import torch
 
-from actors.placement import Placement
-from actors.receiving import Channel, Coming, HalfSentWeights
-from actors.rollout import RolloutActor
-from actors.sending import Order
-from actors.shared_memory import SharedMemory
+from actors.carriers.shared_memory import SharedMemory
+from actors.cluster.placement import Placement
+from actors.engines.receiving import Channel, Coming, HalfSentWeights
+from actors.engines.rollout import RolloutActor
+from actors.learners.sending import Order
 from rlaif.config.train import EngineConfig, RolloutConfig, WeightSyncConfig
 from rlaif.modeling.models import load_causal_lm
 from rlaif.modeling.weights import fill, manifest_of, plan_buckets

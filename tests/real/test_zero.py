@@ -56,7 +56,7 @@ def trained(some: Learner) -> list[dict[str, float]]:
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_an_update_is_that_of_plain_torch(case: str, zero_stage: int, distributed, tmp_path) -> None:
-    from actors.zero import ZeroEngine
+    from actors.learners.zero import ZeroEngine
 
     algorithm, config = CASES[case]
     plain = learner(algorithm, config, lambda module, *_: TorchEngine(module, RATE))

@@ -40,7 +40,7 @@ def test_an_optimizer_that_cannot_be_cut_anew_is_refused_with_both_numbers(tmp_p
 
 def test_a_disk_that_is_full_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.save does not say why it failed."""
-    from actors import zero_state
+    from actors.learners import zero_state
 
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     engine = SimpleNamespace(save_checkpoint=lambda folder, **_: torch.save(

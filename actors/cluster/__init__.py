@@ -1,0 +1,1 @@
+"""Ray itself: connection, placement, the plan against what is there."""

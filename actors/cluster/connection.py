@@ -1,0 +1,87 @@
+"""Ray itself: joining a running cluster or starting one here, with quiet workers and one authentication mode."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.carriers.tables import send_as_streams
+from rlaif.config.checks import UserError
+
+AUTH_MODE = "RAY_AUTH_MODE"     # see actors/__init__.py
+
+# Where `ray start` notes the cluster it began; `ray.init()` notes nothing.
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
+
+# Every actor's environment: warnings of the libraries below stay in Ray's log files.
+QUIET = {
+    "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CONFIGURE_LOGGING": "1", "TRANSFORMERS_VERBOSITY": "error",
+    "DEEPSPEED_LOG_LEVEL": "error", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+_OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+def connect() -> str:
+    """Joins the cluster named by RAY_ADDRESS or begun here with `ray start`, else starts one; says which.
+
+    A cluster started here has no dashboard, asks for a token (Ray's default), and no other run joins it. Raises
+    UserError if a cluster is there but does not let this process in.
+    """
+    address = running_address()
+    if address is None:
+        ray.init(address="local", include_dashboard=False, **_OPTIONS)
+        send_as_streams()
+        return "started Ray on this machine"
+    join(address)
+    return f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
+
+
+def running_address() -> str | None:
+    """Where a cluster runs that this process would join: RAY_ADDRESS, or what `ray start` noted here; None where none
+    does. Raises UserError where nothing answers at RAY_ADDRESS."""
+    named = os.environ.get("RAY_ADDRESS")
+    if named and not _listens(named):
+        raise UserError(f"RAY_ADDRESS must name a running Ray cluster, got {named!r}, where nothing answers; start it "
+                        "or unset RAY_ADDRESS")
+    # Not "auto": that would join the private cluster of another run and end with it.
+    address = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.is_file() else None)
+    return address if address and _listens(address) else None      # else what was noted has ended meanwhile
+
+
+def join(address: str) -> None:
+    """Joins the cluster at `address`. Raises UserError where it does not let this process in."""
+    try:
+        ray.init(address=address, **_OPTIONS)
+        send_as_streams()
+    except ConnectionError as error:
+        mine = os.environ.get(AUTH_MODE, "nothing")
+        raise UserError(f"{AUTH_MODE} must be what it was for `ray start`, got {mine!r}: the cluster at {address} "
+                        "does not let this process in") from error
+
+
+def _listens(address: str) -> bool:
+    """Whether anything answers at "host:port"; True where an address is of another form, which only Ray can tell."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return True
+    try:
+        with socket.create_connection((host, int(port)), timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+def actor_environment(num_threads: int, num_gpus: float) -> dict[str, Any]:
+    """The runtime environment of one actor. On a CPU one engine's threads must not pin those of another."""
+    env = QUIET | {"OMP_NUM_THREADS": str(num_threads)}
+    if num_gpus == 0:
+        env |= {"CUDA_VISIBLE_DEVICES": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "DS_ACCELERATOR": "cpu",
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
+    return {"env_vars": env}

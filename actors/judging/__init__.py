@@ -1,0 +1,1 @@
+"""Who judges: explainers, slot models, causal judges, reward functions, each an actor."""

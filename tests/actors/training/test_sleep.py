@@ -1,0 +1,98 @@
+"""Engines and learners that share GPUs in turn: who is told what, and when. The engines themselves need a GPU."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from actors.learners.sending import WeightsMovedOn
+from actors.training.fleet import Fleet
+from rlaif.config.train import EngineConfig, RolloutConfig, WeightSyncConfig
+from rlaif.pipeline.health import Health, State
+
+
+class Notes(list):
+    """Actors whose every call is noted, `lost` of them with the error that Ray gives for an actor that is gone."""
+
+    def verb(self, name, error=None):
+        async def run():
+            self.append(name)
+            if error is not None:
+                raise error
+        return SimpleNamespace(remote=lambda: asyncio.ensure_future(run()))
+
+    def actor(self, number, error=None):
+        return SimpleNamespace(sleep=self.verb(f"sleep {number}", error), wake=self.verb(f"wake {number}"))
+
+
+def fleet(notes, sleeps, *actors):
+    made = object.__new__(Fleet)
+    made.config = SimpleNamespace(rollout=RolloutConfig(engine=EngineConfig(sleeps=sleeps)))
+    made.rollouts = SimpleNamespace(actors=actors, lose=lambda index, actor, why: notes.append(f"lost {index}"))
+
+    async def release():
+        notes.append("release")
+
+    made.learners, made._sending = SimpleNamespace(release=release), asyncio.Lock()
+    return made
+
+
+def learn(made, notes, error=None):
+    async def run():
+        async with made.learning():
+            notes.append("learn")
+            if error is not None:
+                raise error
+    asyncio.run(run())
+
+
+def test_engines_sleep_while_learners_learn_and_wake_when_the_memory_is_given_back():
+    notes = Notes()
+    learn(fleet(notes, True, notes.actor(0), notes.actor(1)), notes)
+    assert notes == ["sleep 0", "sleep 1", "learn", "release", "wake 0", "wake 1"]
+
+
+def test_engines_that_do_not_sleep_are_told_nothing():
+    notes = Notes()
+    learn(fleet(notes, False, notes.actor(0)), notes)
+    assert notes == ["learn"]
+
+
+def test_engines_wake_when_the_learners_fail():
+    notes = Notes()
+    with pytest.raises(RuntimeError, match="a rank is gone"):
+        learn(fleet(notes, True, notes.actor(0)), notes, RuntimeError("a rank is gone"))
+    assert notes == ["sleep 0", "learn", "wake 0"]
+
+
+def test_an_engine_that_was_restarted_is_sent_no_weights_while_it_sleeps():
+    notes = Notes()
+    made = fleet(notes, True, notes.actor(0))
+    made._version, made.rollouts.health = 3, [Health(State.STALE)]
+
+    class Weights:
+        async def send(self, version, actors, is_again):
+            notes.append("weights")
+            raise WeightsMovedOn
+
+    made.weights, made.config.sync = Weights(), WeightSyncConfig()
+
+    async def run():
+        async with made.learning():
+            catching_up = asyncio.ensure_future(made._catch_up(0))
+            await asyncio.sleep(0.01)
+            notes.append("learn")
+        await catching_up
+
+    asyncio.run(run())
+    assert notes == ["sleep 0", "learn", "release", "wake 0", "weights"]
+
+
+def test_an_engine_that_fails_to_sleep_ends_the_step_and_one_that_is_gone_is_replaced():
+    from ray.exceptions import ActorDiedError
+
+    notes = Notes()
+    learn(fleet(notes, True, notes.actor(0, ActorDiedError()), notes.actor(1)), notes)
+    assert notes == ["sleep 0", "sleep 1", "lost 0", "learn", "release", "wake 0", "wake 1"]
+    with pytest.raises(ValueError, match="no such mode"):
+        learn(fleet(notes, True, notes.actor(0, ValueError("no such mode"))), notes)
