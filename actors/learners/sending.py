@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
 from actors.carriers.lines import GlooLine, SharedMemoryLine
@@ -94,15 +94,19 @@ class Receivers:
                 continue
             try:
                 answers[index] = ray.get(answer)
-            except RayActorError as error:
-                self._fail(index, str(error).strip().splitlines()[0], is_lost=True)
             except RayTaskError as error:
-                self._fail(index, str(error.cause).strip().splitlines()[-1], is_lost=False)
+                self._fail(index, _lines(error.cause)[-1], is_lost=False)
+            except RayError as error:       # of the actor, or of its answer: either went with its node
+                self._fail(index, _lines(error)[0], is_lost=True)
         return answers
 
     def _fail(self, index: int, error: str, *, is_lost: bool) -> None:
         del self.live[index]
         self.failed[index] = Outcome(None, error, is_lost)
+
+
+def _lines(error: BaseException) -> list[str]:
+    return (str(error).strip() or type(error).__name__).splitlines()
 
 
 class Sender:

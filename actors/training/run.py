@@ -24,7 +24,7 @@ from actors.training.fleet import Fleet, roles
 from actors.training.held_out import HeldOut, best_folder
 from actors.training.loop import Trained, train
 from actors.training.replay import ReplayStream
-from actors.training.saving import Saver, checkpoints_of, find
+from actors.training.saving import Saver, checkpoints_of, find, forget
 from actors.training.storing import Storing, rollouts_folder
 from actors.training.unmeasured import Unmeasured
 from rlaif.config.train import TrainConfig
@@ -73,6 +73,7 @@ def _run(asked: TrainConfig, checked: Checked, watch: Stopwatch) -> None:
     try:
         with ending.watching():
             doubts = refuse_what_cannot_fit(config)
+            forget(config, _say)
             claim(config.output_dir, asked, anew=step is None)
             with contextlib.closing(Report(config.output_dir)) as report:
                 report.say(f"{where}; results go to {config.output_dir}")

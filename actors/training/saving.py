@@ -42,19 +42,25 @@ def checkpoints_of(config: TrainConfig) -> Checkpoints:
 
 def find(config: TrainConfig, say: Callable[[str], None]) -> int | None:
     """The step that the run will go on from, its checkpoint verified; None where it begins. Removes what killed
-    attempts left, and with checkpoint.resume = never all that there is.
+    attempts left.
 
     Raises UserError where there are checkpoints and none of them is whole.
     """
-    checkpoints = checkpoints_of(config)
     if config.checkpoint.resume == "never":
-        num_cleared = checkpoints.clear()
-        if num_cleared:
-            say(f"checkpoint.resume is never: {num_cleared} checkpoints in {checkpoints.folder} are removed")
         return None
+    checkpoints = checkpoints_of(config)
     checkpoints.tidy()
     found = checkpoints.newest(say)
     return None if found is None else found[0]
+
+
+def forget(config: TrainConfig, say: Callable[[str], None]) -> None:
+    """With checkpoint.resume = never, removes the checkpoints that are there: once nothing refuses the run any more."""
+    if config.checkpoint.resume == "never":
+        checkpoints = checkpoints_of(config)
+        num_cleared = checkpoints.clear()
+        if num_cleared:
+            say(f"checkpoint.resume is never: {num_cleared} checkpoints in {checkpoints.folder} are removed")
 
 
 class Saver:

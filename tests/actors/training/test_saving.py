@@ -13,7 +13,7 @@ from actors.faults.ending import Ending
 from actors.training.held_out import HeldOut, best_folder
 from actors.training.loop import train
 from actors.training.progress import Progress, Tally
-from actors.training.saving import Saver, checkpoints_of, find
+from actors.training.saving import Saver, checkpoints_of, find, forget
 from actors.training.stored_portions import read_portion, write_portion
 from rlaif.batch import SCORED
 from rlaif.config.algorithm import AlgorithmConfig
@@ -80,6 +80,7 @@ class Attempts:
             self.ending, watch = Ending(), Stopwatch()
             report = Report(self.settings.output_dir, self.console)
             find(self.settings, report.say)
+            forget(self.settings, report.say)
             held_out = HeldOut(self.fleet, in_order(ROWS[:6]), self.settings, report, watch)
             self.saver = Saver(self.settings, self.fleet, report, watch, MADE_OF, self.ending)
             rows = ROWS[:6] if self._curriculum else ROWS     # several epochs
