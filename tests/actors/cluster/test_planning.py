@@ -9,7 +9,7 @@ import pytest
 from actors.cluster import planning
 from rlaif.planning.cluster import GPU_KINDS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NVIDIA = "#!/bin/bash\nprintf 'NVIDIA H100 80GB HBM3, 81559\\nNVIDIA H100 80GB HBM3, 81559\\nMystery, 1024\\n'\n"
 
 

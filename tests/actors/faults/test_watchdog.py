@@ -13,7 +13,7 @@ from actors.faults.watchdog import Stuck, Watchdog
 from rlaif.config.faults import FaultsConfig
 from rlaif.pipeline.board import Board
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FAULTS = FaultsConfig(warn_s=10.0, stuck_s=100.0, ping_s=0.05)
 
 

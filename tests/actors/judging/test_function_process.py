@@ -13,7 +13,7 @@ from rlaif.config.checks import UserError
 from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.rewards.functions import Answer, Lost, Raised, Skips, ask
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 START_S = 60.0
 ROWS = {"prompts": ["p"] * 4, "completions": ["1", "zero", "2", "4"], "references": [None, "r", None, None],
         "sources": ["s"] * 4, "finish_reasons": ["stop"] * 4, "num_tokens": [1, 1, 1, 1], "group_ids": [7, 7, 9, 9],
