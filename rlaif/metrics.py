@@ -6,11 +6,12 @@ their dicts, and only the last reader turns them into numbers.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Max", "Mean", "Metric", "Min", "Sum", "merge", "values"]
+__all__ = ["Max", "Mean", "Metric", "Min", "Sum", "as_json", "from_json", "merge", "values"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,19 @@ def merge(parts: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
 def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """The plain numbers, name by name; a metric without a single item is left out, never NaN or 0."""
     return {name: float(metric.value) for name, metric in metrics.items() if metric.value is not None}
+
+
+def as_json(metrics: Mapping[str, Metric]) -> dict[str, list]:
+    """Kind and numbers of each, which JSON holds without loss; `from_json` reads them."""
+    return {name: [type(metric).__name__.lower(), *(None if number is None else float(number)
+                                                    for number in dataclasses.astuple(metric))]
+            for name, metric in metrics.items()}
+
+
+def from_json(content: Mapping[str, Sequence]) -> dict[str, Metric]:
+    """What `as_json` was given."""
+    kinds = {kind.__name__.lower(): kind for kind in (Mean, Sum, Max, Min)}
+    return {name: kinds[kind](*numbers) for name, (kind, *numbers) in content.items()}
 
 
 def _extreme(left: float | None, right: float | None, choose) -> float | None:

@@ -1,9 +1,10 @@
+import json
 import math
 import pickle
 
 import pytest
 
-from rlaif.metrics import Max, Mean, Min, Sum, merge, values
+from rlaif.metrics import Max, Mean, Min, Sum, as_json, from_json, merge, values
 
 
 def test_a_merged_mean_weighs_every_item_once():
@@ -54,3 +55,8 @@ def test_one_name_with_two_reductions_is_refused():
 def test_metrics_survive_pickling():
     metrics = {"mean": Mean(1.0, 2), "sum": Sum(1.0), "max": Max(None), "min": Min(2.0)}
     assert pickle.loads(pickle.dumps(metrics)) == metrics
+
+
+def test_json_holds_metrics_without_loss():
+    metrics = {"mean": Mean(1 / 3, 7), "none": Mean(0.0, 0), "sum": Sum(1e-300), "max": Max(None), "min": Min(-0.1)}
+    assert from_json(json.loads(json.dumps(as_json(metrics)))) == metrics

@@ -25,6 +25,13 @@ class Ended(Exception):
         self.why, self.step = why, step
 
 
+def ended_line(ended: Ended, begun_at: int | None = None) -> str:
+    """What is said of a run that ended as it was asked to; begun_at: the step that it had gone on from."""
+    step = begun_at if ended.step is None else ended.step
+    how = "the same command begins it" if step is None else f"after step {step}; the same command goes on from there"
+    return f"ended by {ended.why} {'before its first step; ' if step is None else ''}{how}"
+
+
 class Ending:
     """Why the run is to end, in words; None as long as nobody asks."""
 

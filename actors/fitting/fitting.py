@@ -17,6 +17,7 @@ import ray
 
 from actors.cluster.connection import connect
 from actors.cluster.placement import Placement, Roles, refuse_too_large, within
+from actors.faults.ending import Ended, Ending, ended_line
 from actors.learners.checkpoint import BEST, LEARNER, write_checkpoint
 from actors.learners.gang import Gang
 from actors.learners.learner import LearnerSpec
@@ -24,7 +25,7 @@ from actors.learners.surviving import surviving
 from rlaif.config.dpo import DpoConfig
 from rlaif.config.reward import EvaluateConfig, RewardTrainConfig
 from rlaif.config.train import RoleConfig, SftConfig
-from rlaif.metrics import merge, values
+from rlaif.metrics import as_json, from_json, merge, values
 from rlaif.running.checkpoints import Checkpoints, copy_all
 from rlaif.running.cli import working
 from rlaif.running.lock import held
@@ -42,7 +43,10 @@ _SHOWN = ("loss", "nll", "slot_accuracy", "slot_nll", "pair_accuracy", "pair_nll
 def run_folder(config: SftConfig | DpoConfig | RewardTrainConfig | EvaluateConfig, stages: Sequence[Roles]
                ) -> Iterator[Report]:
     """Ray, the run's folder and its report around a training; at the end marks the run complete, and drops what served
-    to resume. `stages`: the roles of each part of the run, one after the other; refused where they do not fit."""
+    to resume. A training that was asked to end is told of, and stays as it is.
+
+    stages: the roles of each part of the run, one after the other; refused where they do not fit.
+    """
     with held(config.output_dir), contextlib.ExitStack() as stack:
         where = connect()
         stack.callback(ray.shutdown)
@@ -51,8 +55,12 @@ def run_folder(config: SftConfig | DpoConfig | RewardTrainConfig | EvaluateConfi
         claim(config.output_dir, config, anew=False)
         report = stack.enter_context(contextlib.closing(Report(config.output_dir)))
         report.say(f"{where}; results go to {Path(config.output_dir).resolve()}")
-        with working():
-            yield report
+        try:
+            with working():
+                yield report
+        except Ended as ended:
+            report.say(ended_line(ended))
+            return
         finish(config.output_dir)
         for name in (TOKENIZER, BEST, CHECKPOINTS):
             shutil.rmtree(Path(config.output_dir) / name, ignore_errors=True)
@@ -78,7 +86,8 @@ async def fit(options: FitOptions, spec: LearnerSpec, role: RoleConfig,
     """Trains for options.steps steps on the batches, keeps the weights that are best on `dev`, saves them.
 
     `batches_after(n)` begins with the batch of step n + 1. Takes up the newest checkpoint in output_dir, and then ends
-    with the weights that an unbroken training has. Returns the best weights' figures on dev, the step they are of, and
+    with the weights that an unbroken training has. Asked to end (SIGTERM, a node's preemption) it writes one after the
+    step under way and raises Ended. Returns the best weights' figures on dev, the step they are of, and
     what `examine` found out about them.
     """
     folder = Path(options.output_dir)
@@ -90,8 +99,10 @@ async def fit(options: FitOptions, spec: LearnerSpec, role: RoleConfig,
         report.say(f"learners ready in {time.perf_counter() - started:.1f} s; {num_train} rows, {options.steps} steps")
         if remark:
             report.say(remark)
-        progress = await surviving(gang.rebuild, lambda: _steps(
-            gang, folder, options, batches_after, dev, report, examine))
+        ending = Ending()
+        with ending.watching():
+            progress = await surviving(gang.rebuild, lambda: _steps(
+                gang, folder, options, batches_after, dev, report, examine, ending))
         best = progress["best"]
         _publish(folder, best["step"])
         write_json(folder / "summary.json", {
@@ -104,12 +115,12 @@ async def fit(options: FitOptions, spec: LearnerSpec, role: RoleConfig,
 
 
 async def _steps(gang: Gang, folder: Path, options: FitOptions, batches_after: Callable[[int], Iterator[pa.Table]],
-                 dev: pa.Table, report: Report, examine: Callable[[Gang], Awaitable[dict[str, Any]]] | None
-                 ) -> dict[str, Any]:
+                 dev: pa.Table, report: Report, examine: Callable[[Gang], Awaitable[dict[str, Any]]] | None,
+                 ending: Ending) -> dict[str, Any]:
     """What was achieved by the steps from the newest checkpoint to the last one."""
     progress = await _resume(gang, folder, report)
     dev_rows = ray.put(dev)
-    parts, began = [], time.perf_counter()
+    parts, began = [from_json(progress["untold"])], time.perf_counter()
     for step, batch in enumerate(batches_after(progress["step"]), start=progress["step"] + 1):
         parts.append(await gang.update(ray.put(batch)))
         if step % options.log_every == 0 or step == options.steps:
@@ -120,24 +131,29 @@ async def _steps(gang: Gang, folder: Path, options: FitOptions, batches_after: C
             parts = []
         if step == options.steps or (options.dev_every and step % options.dev_every == 0):
             await _measure(gang, dev_rows, dev.num_rows, step, progress, options, report, examine)
-        if options.checkpoint_every and step % options.checkpoint_every == 0 and step < options.steps:
-            progress |= {"step": step, "seconds": progress["seconds"] + time.perf_counter() - began}
+        is_due = options.checkpoint_every and step % options.checkpoint_every == 0
+        if (is_due or ending.why) and step < options.steps:
+            progress |= {"step": step, "seconds": progress["seconds"] + time.perf_counter() - began,
+                         "untold": as_json(merge(parts))}
             began = time.perf_counter()
             progress["first"] = step + 1
             await _checkpoint(gang, folder, progress)
+            if ending.why:
+                raise Ended(ending.why, step)
     progress["seconds"] += time.perf_counter() - began
     return progress
 
 
 async def _resume(gang: Gang, folder: Path, report: Report) -> dict[str, Any]:
-    """Where to go on: `step` steps are done, `best` is what was best so far."""
+    """Where to go on: `step` steps are done, `best` is what was best so far, `untold` what was measured since the last
+    line of metrics."""
     store = Checkpoints(folder / CHECKPOINTS)
     store.tidy()
     found = store.newest(report.say)
     shutil.rmtree(folder / BEST, ignore_errors=True)
     if found is None:
         report.rewind(0)
-        return {"step": 0, "first": 1, "best": None, "seconds": 0.0}
+        return {"step": 0, "first": 1, "best": None, "seconds": 0.0, "untold": {}}
     step, place = found
     progress = json.loads((place / PROGRESS_FILE).read_text(encoding="utf-8"))
     await gang.load_state(str((place / LEARNER).resolve()))

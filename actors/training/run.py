@@ -15,7 +15,7 @@ import ray
 
 from actors.cluster.connection import connect
 from actors.cluster.planning import refuse_what_cannot_fit
-from actors.faults.ending import Ended, Ending
+from actors.faults.ending import Ended, Ending, ended_line
 from actors.faults.watchdog import Watchdog
 from actors.judging.function_parts import check_functions
 from actors.learners.surviving import surviving
@@ -95,13 +95,6 @@ def _run(asked: TrainConfig, checked: Checked, watch: Stopwatch) -> None:
         _say(ended_line(ended, step))
     finally:
         ray.shutdown()
-
-
-def ended_line(ended: Ended, begun_at: int | None) -> str:
-    """What is said of a run that ended as it was asked to; begun_at: the step that it had gone on from."""
-    step = begun_at if ended.step is None else ended.step
-    how = "the same command begins it" if step is None else f"after step {step}; the same command goes on from there"
-    return f"ended by {ended.why} {'before its first step; ' if step is None else ''}{how}"
 
 
 def _say(text: str) -> None:

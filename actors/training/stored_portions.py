@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
 
-from rlaif.metrics import Max, Mean, Metric, Min, Sum
+from rlaif.metrics import as_json, from_json
 from rlaif.pipeline.portions import ScoredPortion
-
-_METRICS: dict[str, type] = {"mean": Mean, "sum": Sum, "max": Max, "min": Min}
 
 
 async def write_portion(folder: Path, portion: ScoredPortion) -> None:
@@ -25,7 +22,7 @@ async def write_portion(folder: Path, portion: ScoredPortion) -> None:
         _write(folder / "summary.arrow", portion.summary)
     content = {"group_ids": portion.group_ids, "num_tables": len(portion.tables), "num_rows": portion.num_rows,
                "num_bytes": portion.num_bytes,
-               "metrics": {name: _as_json(metric) for name, metric in portion.metrics.items()}}
+               "metrics": as_json(portion.metrics)}
     (folder / "portion.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
@@ -37,15 +34,7 @@ def read_portion(folder: Path) -> ScoredPortion:
         group_ids=content["group_ids"], num_rows=content["num_rows"], num_bytes=content["num_bytes"],
         tables=[ray.put(_read(folder / f"table-{number}.arrow")) for number in range(content["num_tables"])],
         summary=_read(summary) if summary.is_file() else None,
-        metrics={name: _METRICS[kind](*numbers) for name, (kind, *numbers) in content["metrics"].items()})
-
-
-def _as_json(metric: Metric) -> list[Any]:
-    """Kind and numbers, which JSON holds without loss."""
-    if isinstance(metric, Mean):
-        return ["mean", float(metric.total), float(metric.count)]
-    kind = next(name for name, cls in _METRICS.items() if type(metric) is cls)
-    return [kind, None if metric.value is None else float(metric.value)]
+        metrics=from_json(content["metrics"]))
 
 
 def _write(path: Path, table: pa.Table) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,16 +74,43 @@ def test_the_best_weights_on_dev_are_kept(tmp_path: Path) -> None:
     assert summary["best_step"] == 5 * (measured.index(min(measured)) + 1)
 
 
-def test_a_killed_supervised_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    def arguments(folder: Path) -> list[str]:
-        on_gpu = ("placement.num_actors=1", "placement.num_gpus=1") if GPUS else ()
-        return ["launch/sft.py", "configs/scenes_policy.yaml", f"output_dir={folder}", "steps=20", "log_every=5",
-                "checkpoint_every=5", "data.num_train=500", "data.num_dev=32", f"policy.model={START / 'policy'}",
-                *on_gpu]
+def supervised(folder: Path) -> list[str]:
+    on_gpu = ("placement.num_actors=1", "placement.num_gpus=1") if GPUS else ()
+    return ["launch/sft.py", "configs/scenes_policy.yaml", f"output_dir={folder}", "steps=20", "log_every=7",
+            "checkpoint_every=5", "data.num_train=500", "data.num_dev=32", f"policy.model={START / 'policy'}", *on_gpu]
 
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert launch(*arguments(whole)).returncode == 0
-    kill_when(arguments(killed), lambda: (killed / "checkpoints" / "step-000000005").is_dir())
-    done = launch(*arguments(killed))
+
+@pytest.fixture(scope="module")
+def whole_supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert launch(*supervised(folder)).returncode == 0
+    return folder
+
+
+def test_a_killed_supervised_training_ends_with_the_same_bytes(whole_supervised: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    kill_when(supervised(killed), lambda: (killed / "checkpoints" / "step-000000005").is_dir())
+    done = launch(*supervised(killed))
     assert done.returncode == 0 and "goes on after step" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
-    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (killed / name).read_bytes() == (whole_supervised / name).read_bytes(), name
+
+
+def test_a_training_that_is_asked_to_end_writes_a_checkpoint_and_exits_with_0(whole_supervised: Path, tmp_path: Path
+                                                                              ) -> None:
+    folder, log = tmp_path / "asked", tmp_path / "log"
+    with log.open("w") as file, subprocess.Popen([sys.executable, *supervised(folder), "checkpoint_every=0"], cwd=ROOT,
+                                                 stdout=file, stderr=subprocess.STDOUT) as process:
+        deadline = time.monotonic() + 300
+        while "step 7/20" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0, log.read_text()[-2000:]
+    told = log.read_text().splitlines()[-1]
+    assert re.fullmatch(r"ended by SIGTERM after step \d+; the same command goes on from there", told), told
+    done = launch(*supervised(folder), "checkpoint_every=0")
+    step = re.search(r"\d+", told)[0]
+    assert done.returncode == 0 and f"goes on after step {step}\n" in done.stdout, done.stdout[-2000:] + done.stderr
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (folder / name).read_bytes() == (whole_supervised / name).read_bytes(), name

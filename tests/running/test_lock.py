@@ -64,9 +64,10 @@ def test_a_holder_on_another_host_is_heard_of_by_its_beat(tmp_path, monkeypatch)
     path, said = tmp_path / LOCK_FILE, []
     path.write_text(json.dumps({"host": "node-7", "pid": 41, "beat": 3}))
     beating = subprocess.Popen([sys.executable, "-c", (
-        "import json, sys, time\n"
+        "import json, os, sys, time\n"
+        "file = os.open(sys.argv[1], os.O_RDWR)\n"
         "for beat in range(4, 400):\n"
-        "    open(sys.argv[1], 'w').write(json.dumps({'host': 'node-7', 'pid': 41, 'beat': beat})); time.sleep(0.1)")
+        "    os.pwrite(file, json.dumps({'host': 'node-7', 'pid': 41, 'beat': beat}).encode(), 0); time.sleep(0.1)")
         , str(path)])
     try:
         while '"beat": 3}' in path.read_text():

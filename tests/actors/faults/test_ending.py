@@ -8,8 +8,7 @@ import time
 import pytest
 
 from actors.faults import ending as module
-from actors.faults.ending import Ended, Ending, draining_nodes
-from actors.training.run import ended_line
+from actors.faults.ending import Ended, Ending, draining_nodes, ended_line
 
 
 def test_work_is_given_up_when_the_run_is_asked_to_end_and_only_then(monkeypatch):
