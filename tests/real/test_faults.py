@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def test_every_restart_is_counted_and_told(survived) -> None:
 def test_learners_that_are_lost_start_anew_from_the_last_checkpoint(survived) -> None:
     training, _ = survived
     assert training.steps[-1]["restarts_learner"] == 1
-    assert "learners are lost (learner-1: ActorDiedError" in training.printed
+    assert re.search(r"learners are lost \(.*learner-[01]: ActorDiedError", training.printed), training.printed[-4000:]
     assert "goes on after step 4" in training.printed
 
 
