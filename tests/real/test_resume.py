@@ -76,7 +76,7 @@ def test_the_best_weights_on_dev_are_kept(tmp_path: Path) -> None:
 
 def supervised(folder: Path) -> list[str]:
     on_gpu = ("placement.num_actors=1", "placement.num_gpus=1") if GPUS else ()
-    return ["launch/sft.py", "configs/scenes_policy.yaml", f"output_dir={folder}", "steps=20", "log_every=7",
+    return ["launch/sft.py", "configs/scenes_policy.yaml", f"output_dir={folder}", "steps=20", "log_every=5",
             "checkpoint_every=5", "data.num_train=500", "data.num_dev=32", f"policy.model={START / 'policy'}", *on_gpu]
 
 
@@ -102,7 +102,7 @@ def test_a_training_that_is_asked_to_end_writes_a_checkpoint_and_exits_with_0(wh
     with log.open("w") as file, subprocess.Popen([sys.executable, *supervised(folder), "checkpoint_every=0"], cwd=ROOT,
                                                  stdout=file, stderr=subprocess.STDOUT) as process:
         deadline = time.monotonic() + 300
-        while "step 7/20" not in log.read_text():
+        while "step 5/20" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
