@@ -35,7 +35,7 @@ class DpoConfig:
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=1e-6))
     dev_every: int = 0                  # optimizer steps between looks at dev, >= 0; the best weights are kept
     select_by: str = "loss"             # figure on dev that is best: loss | preference_accuracy
-    checkpoint_every: int = 200         # optimizer steps between checkpoints to resume from, >= 0; 0: only when it is asked to end
+    checkpoint_every: int = 200         # optimizer steps between checkpoints to resume from, >= 0; 0: when it is to end
     placement: RoleConfig = field(default_factory=RoleConfig)
     ready_timeout_s: float = 300.0      # seconds until every actor must answer, > 0
     log_every: int = 10                 # optimizer steps between progress lines, >= 1

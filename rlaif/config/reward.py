@@ -135,7 +135,7 @@ class RewardTrainConfig:
     fit_temperature: bool = True        # on dev
     dev_every: int = 0                  # optimizer steps between measurements on dev, >= 0; 0 measures at the end only
     select_by: str = "loss"             # loss | slot_accuracy | pair_accuracy: whose best checkpoint on dev is kept
-    checkpoint_every: int = 200         # optimizer steps between checkpoints to resume from, >= 0; 0: only when it is asked to end
+    checkpoint_every: int = 200         # optimizer steps between checkpoints to resume from, >= 0; 0: when it is to end
     placement: RewardPlacementConfig = field(default_factory=RewardPlacementConfig)
     ready_timeout_s: float = 300.0      # seconds until every actor must answer, > 0
     log_every: int = 50                 # optimizer steps between progress lines, >= 1

@@ -348,7 +348,7 @@ class SftConfig:
     target_column: str = "completion"
     max_tokens: int = 256               # longest row, input and target, in tokens, > 0
     learner: LearnerConfig = field(default_factory=LearnerConfig)
-    checkpoint_every: int = 200         # optimizer steps between checkpoints to resume from, >= 0; 0: only when it is asked to end
+    checkpoint_every: int = 200         # optimizer steps between checkpoints to resume from, >= 0; 0: when it is to end
     placement: RoleConfig = field(default_factory=RoleConfig)
     ready_timeout_s: float = 300.0      # seconds until every actor must answer, > 0
     log_every: int = 50                 # optimizer steps between progress lines, >= 1
