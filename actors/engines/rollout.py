@@ -13,7 +13,7 @@ import ray
 
 from actors.engines.generation import Generation, Leaving, content_seed
 from actors.engines.receiving import Coming, Held, Receiver
-from actors.faults.vitals import HEALTH, Vitals, vitals
+from actors.faults.vitals import HEALTH, Vitals, vitals_with
 from rlaif.batch import PROMPT, ROLLOUT, check, from_rows
 from rlaif.config.train import RolloutConfig, WeightSyncConfig
 from rlaif.modeling.models import load_tokenizer, published_shapes
@@ -41,9 +41,7 @@ class RolloutActor:
 
     @ray.method(concurrency_group="health")
     async def ping(self, with_stacks: bool = False) -> Vitals:
-        if not with_stacks:         # stacks are asked for when things stand still
-            await self._engine.pulse()
-        return vitals(with_stacks)
+        return await vitals_with(self._engine.pulse, with_stacks)
 
     async def open_channel(self, init_info: dict[str, Any]) -> None:
         """Meets the learners, where the backend has a channel of its own."""

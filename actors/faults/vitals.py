@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import psutil
@@ -47,6 +48,14 @@ def vitals(with_stacks: bool = False) -> Vitals:
         except psutil.Error:        # it ended meanwhile
             continue
     return Vitals(ray.get_runtime_context().get_node_id(), tuple(pids), stacks() if with_stacks else "")
+
+
+async def vitals_with(pulse: Callable[[], Awaitable[None]], with_stacks: bool) -> Vitals:
+    """Of this process, once what it works with has answered `pulse`. For stacks nothing is asked: they are wanted where
+    things stand still."""
+    if not with_stacks:
+        await pulse()
+    return vitals(with_stacks)
 
 
 def stacks() -> str:

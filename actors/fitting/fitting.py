@@ -120,7 +120,7 @@ async def _steps(gang: Gang, folder: Path, options: FitOptions, batches_after: C
     """What was achieved by the steps from the newest checkpoint to the last one."""
     progress = await _resume(gang, folder, report)
     dev_rows = ray.put(dev)
-    parts, began = [from_json(progress["untold"])], time.perf_counter()
+    parts, began = [from_json(progress.get("untold", {}))], time.perf_counter()
     for step, batch in enumerate(batches_after(progress["step"]), start=progress["step"] + 1):
         parts.append(await gang.update(ray.put(batch)))
         if step % options.log_every == 0 or step == options.steps:

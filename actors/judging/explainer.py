@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 
 from actors.engines.generation import content_seed
-from actors.faults.vitals import HEALTH, Vitals, vitals
+from actors.faults.vitals import HEALTH, Vitals, vitals_with
 from rlaif.batch import EXPLAINED, ROLLOUT, check, with_columns
 from rlaif.config.train import ExplainerConfig
 from rlaif.esfp.explanation_cache import (
@@ -119,9 +119,7 @@ class ExplainerActor:
 
     @ray.method(concurrency_group="health")
     async def ping(self, with_stacks: bool = False) -> Vitals:
-        if not with_stacks:         # stacks are asked for when things stand still
-            await self._writer.pulse()
-        return vitals(with_stacks)
+        return await vitals_with(self._writer.pulse, with_stacks)
 
     async def ready(self) -> None:
         """Returns once the writer can write."""

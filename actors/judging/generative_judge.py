@@ -14,7 +14,7 @@ import ray
 import torch
 
 from actors.engines.generation import Generation
-from actors.faults.vitals import HEALTH, Vitals, vitals
+from actors.faults.vitals import HEALTH, Vitals, vitals_with
 from rlaif.config.train import EngineConfig
 from rlaif.esfp.generative_judge import ask, compile_question, judge, label_mass, with_reasoning
 from rlaif.esfp.generative_spec import GenerativeSpec, to_dict
@@ -46,9 +46,7 @@ class GenerativeJudgeActor:
 
     @ray.method(concurrency_group="health")
     async def ping(self, with_stacks: bool = False) -> Vitals:
-        if not with_stacks:         # stacks are asked for when things stand still
-            await self._engine.pulse()
-        return vitals(with_stacks)
+        return await vitals_with(self._engine.pulse, with_stacks)
 
     async def ready(self) -> None:
         """Returns once the engine has started."""
