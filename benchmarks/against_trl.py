@@ -11,12 +11,14 @@ took; all arms run a lap in every round, ratios are taken within a round, and th
   learner     the update alone, on the same rows of unequal length: TRL's compute_loss, backward and optimizer step on a
               prepared batch against Learner.update_policy, in one process each, without a cluster
 
-In the full form the settings of each side are tried first and the fastest taken; in the quick form they are the first
-of each list in benchmarks/trl_peer/settings.py. Needs trl (extra dev), and the folder named by RLAIF_DATA.
+In the full form the settings of each side are tried first, one choice after another, and the fastest taken; in the
+quick form they are the first of each list in benchmarks/trl_peer/settings.py. Needs trl (extra dev), and the folder
+named by RLAIF_DATA.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -37,7 +39,7 @@ from benchmarks.matrix_rate import MULTIPLIERS, MatrixRate  # noqa: E402
 from benchmarks.measuring import environment, interleaved, num_cores, store, table_lines  # noqa: E402
 from benchmarks.trl_peer import learners, world  # noqa: E402
 from benchmarks.trl_peer.laps import Lap, run_lap  # noqa: E402
-from benchmarks.trl_peer.settings import Settings, candidates, key_of  # noqa: E402
+from benchmarks.trl_peer.settings import Settings, choices, fastest, key_of, untried  # noqa: E402
 
 FOLDER = Path("outputs/against_trl")
 ROUNDS = {"quick": 1, "full": 5}
@@ -86,31 +88,31 @@ def chosen_settings(form: str) -> tuple[dict[str, Settings], dict[str, float | N
 
     What was tried before, as tried.json tells, is not tried again.
     """
-    found = candidates()
+    found = choices()
     if form == "quick":
-        return {arm: options[0] for arm, options in found.items() if arm != "trl_float32_vllm_bf16_engine"}, {}
+        return {arm: untried(options) for arm, options in found.items() if arm != "trl_float32_vllm_bf16_engine"}, {}
     path = FOLDER / "tried.json"
     tried: dict[str, float | None] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def seconds(arm: str, settings: Settings) -> float | None:
+        key = key_of(arm, settings)
+        if key not in tried:
+            try:
+                tried[key] = run_lap(FOLDER, arm, settings, STEPS["try"]).step_s
+            except RuntimeError as error:       # not every split of the work runs everywhere
+                print(error, file=sys.stderr, flush=True)
+                tried[key] = None
+            path.write_text(json.dumps(tried, indent=1), encoding="utf-8")
+            print(f"tried {key}: {tried[key]} s a step", flush=True)
+        return tried[key]
+
+    settings = {}
     for arm, options in found.items():
-        for settings in options:
-            key = key_of(arm, settings)
-            if key not in tried:
-                try:
-                    tried[key] = run_lap(FOLDER, arm, settings, STEPS["try"]).step_s
-                except RuntimeError as error:       # not every split of the work runs everywhere
-                    print(error, file=sys.stderr, flush=True)
-                    tried[key] = None
-                path.write_text(json.dumps(tried, indent=1), encoding="utf-8")
-                print(f"tried {key}: {tried[key]} s a step", flush=True)
-    return {arm: _fastest(arm, options, tried) for arm, options in found.items()}, tried
-
-
-def _fastest(arm: str, options: Sequence[Settings], tried: Mapping[str, float | None]) -> Settings:
-    ran = [(seconds, number) for number, settings in enumerate(options)
-           if (seconds := tried[key_of(arm, settings)]) is not None]
-    if not ran:
-        raise RuntimeError(f"{arm} must run with some of its settings, got none; see {FOLDER}/laps/{arm}/log")
-    return options[min(ran)[1]]
+        best = fastest(options, functools.partial(seconds, arm))
+        if best is None:
+            raise RuntimeError(f"{arm} must run with some of its settings, got none; see {FOLDER}/laps/{arm}/log")
+        settings[arm] = best
+    return settings, tried
 
 
 def race(settings: Mapping[str, Settings], form: str) -> tuple[list[dict[str, Lap]], list[dict[str, float]]]:

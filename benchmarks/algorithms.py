@@ -31,7 +31,7 @@ from rlaif.config.train import TrainConfig  # noqa: E402
 from rlaif.running.run_folder import EVALUATIONS_FILE, METRICS_FILE, refuse_other_run  # noqa: E402
 
 TARGET = 0.9        # gold, the share of right answers
-STEPS = {"quick": 4, "full": 200}
+STEPS = {"quick": 4, "full": 120}
 SEEDS = {"quick": (0,), "full": (0, 1, 2)}
 QUICK = ("grpo", "ppo")
 SAMPLES_A_STEP = 128

@@ -7,7 +7,7 @@ torch.distributed.run it shares the completions out to its processes.
 
 Written are the seconds of every step, from the end of the one before, and where they went. Two things are not as TRL
 has them: gradient checkpointing is off, and a vLLM engine on a CPU keeps its weights as they are, as TRL puts new ones
-into it one by one, which fails where they were repacked for oneDNN. It compiles nothing: that was no faster.
+into it one by one, which fails where they were repacked for oneDNN or AMX. It compiles nothing: that was no faster.
 """
 
 from __future__ import annotations
@@ -87,8 +87,10 @@ class Clock(TrainerCallback):
 def keep_plain_weights() -> None:
     """vLLM on a CPU multiplies by the weights as they were loaded."""
     from vllm import LLM, _custom_ops
+    from vllm.model_executor.layers import utils
 
     _custom_ops._supports_onednn = False
+    utils.check_cpu_sgl_kernel = lambda *_: False       # which repacks bfloat16 weights for AMX
     trl.generation.vllm_generation.LLM = functools.partial(LLM, dtype=SETTINGS["engine_dtype"], enforce_eager=True)
 
 
