@@ -1,4 +1,4 @@
-"""How well each algorithm learns: python benchmarks/algorithms.py [quick | full] [only=<algorithm>]
+"""How well each algorithm learns: python benchmarks/algorithms.py [quick | full] [only=<algorithm>] [at_once=<runs>]
 
 The scenes world with its exact judge as the reward, so that nothing but the policy update is under measure. Every
 algorithm starts from the same policy and gets the same number of samples (the completions that were rolled out, those
@@ -6,23 +6,27 @@ that dynamic sampling threw away among them), with seeds 0, 1 and 2; each run is
 configs/quickstart.yaml and configs/algorithms/<algorithm>.yaml. Figures are of held-out prompts, one answer each.
 
 What is complete in outputs/algorithms is not repeated, so a benchmark that was broken off goes on. `quick` takes a few
-steps of two algorithms: it shows that everything runs, its figures say nothing.
+steps of two algorithms: it shows that everything runs, its figures say nothing. Seconds are not compared, so several
+runs may go side by side, each with a Ray of its own; where a GPU is there, they share it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
 
 from benchmarks.measuring import RESULTS, environment, store, table_lines  # noqa: E402
 from rlaif.config.checks import UserError  # noqa: E402
@@ -50,41 +54,33 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {},
     # Without a coefficient there would be no reference model, and no KL to report; as a pull this one is nothing.
     "dr_grpo": {"algorithm.kl_coefficient": 1.0e-6},
-    "rloo": {},
+    # A KL of 0.05 in the reward is worth more than the last tenth of gold: both stop at 0.88 with it.
+    "rloo": {"algorithm.kl_coefficient": 0.02},
     "reinforce_pp": {},
     "dapo": {"algorithm.kl_coefficient": 1.0e-6},
     # The ratio of a whole answer moves by several percent in a step here: bounds of 3e-4 would mask nearly every row of
     # the second minibatch.
     "gspo": {"algorithm.kl_coefficient": 1.0e-6, "algorithm.clip_low": 0.03, "algorithm.clip_high": 0.04},
     "cispo": {"algorithm.kl_coefficient": 1.0e-6},
-    # Four optimizer steps a batch, with the values' gradient in the same weights.
-    "ppo": {"learner.learning_rate": 5.0e-4},
+    # Four optimizer steps a batch, with the values' gradient in the same weights. The reward comes with the last of a
+    # dozen tokens: nothing is gained by discounting it towards a critic that has only begun to learn.
+    "ppo": {"algorithm.kl_coefficient": 0.02, "algorithm.lam": 1.0},
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-    forms = [argument for argument in arguments if argument in STEPS] or ["quick"]
-    only = [argument.removeprefix("only=") for argument in arguments if argument.startswith("only=")]
-    odd = [argument for argument in arguments if argument not in STEPS and not argument.startswith("only=")]
-    if len(forms) > 1 or odd:
-        print(f"usage: {Path(__file__).name} [{' | '.join(STEPS)}] [only=<algorithm>]", file=sys.stderr)
-        return 2
-    for name in only:
-        if name not in SETTINGS:
-            print(f"error: only must be one of {', '.join(SETTINGS)}, got {name!r}", file=sys.stderr)
-            return 2
-    os.chdir(ROOT)
-    form = forms[0]
-    names = only or (QUICK if form == "quick" else tuple(SETTINGS))
-    result = "algorithms" + ("_quick" if form == "quick" else "")
-    rows = known_rows(result) if form == "full" else []
     try:
-        for seed in SEEDS[form]:
-            for name in names:      # each is kept as soon as it is there
-                about = environment()
-                row = run(form, name, seed) | {"commit": about["commit"]}
-                rows = [old for old in rows if (old["algorithm"], old["seed"]) != (name, seed)] + [row]
-                rows.sort(key=lambda row: (list(SETTINGS).index(row["algorithm"]), row["seed"]))
+        form, only, at_once = parsed(arguments)
+        os.chdir(ROOT)
+        result = "algorithms" + ("_quick" if form == "quick" else "")
+        rows = known_rows(result) if form == "full" else []
+        work = itertools.product(SEEDS[form], only or (QUICK if form == "quick" else tuple(SETTINGS)))
+        with ThreadPoolExecutor(at_once) as pool:
+            for done in as_completed([pool.submit(run, form, name, seed, at_once) for seed, name in work]):
+                about = environment() | {"gpu": gpu_name()}         # each is kept as soon as it is there
+                row = done.result() | {name: about[name] for name in ("commit", "cpu", "gpu")}
+                rows = [old for old in rows if (old["algorithm"], old["seed"]) != (row["algorithm"], row["seed"])]
+                rows = sorted([*rows, row], key=lambda row: (list(SETTINGS).index(row["algorithm"]), row["seed"]))
                 store(result, figures_of(form, rows) | about)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -94,8 +90,24 @@ def main(arguments: Sequence[str]) -> int:
     print("\n".join(table_lines(columns, rows)) + "\n")
     print("\n".join(table_lines(["algorithm", "seeds", "gold_mean", "gold_lowest", "samples_to_target", "reached"],
                                 summary(rows))))
-    store(result, figures_of(form, rows) | environment())
+    store(result, figures_of(form, rows) | environment() | {"gpu": gpu_name()})
     return 0
+
+
+def parsed(arguments: Sequence[str]) -> tuple[str, list[str], int]:
+    """The form, the algorithms that are asked for, and how many runs may go side by side."""
+    forms = [argument for argument in arguments if argument in STEPS] or ["quick"]
+    named = [argument.split("=", 1) for argument in arguments if argument not in STEPS]
+    only = [value[0] for name, *value in named if name == "only" and value]
+    at_once = [value[0] for name, *value in named if name == "at_once" and value] or ["1"]
+    if len(forms) > 1 or len(at_once) > 1 or len(named) != len(only) + sum(name == "at_once" for name, *_ in named):
+        raise UserError(f"usage: {Path(__file__).name} [{' | '.join(STEPS)}] [only=<algorithm>] [at_once=<runs>]")
+    for name in only:
+        if name not in SETTINGS:
+            raise UserError(f"only must be one of {', '.join(SETTINGS)}, got {name!r}")
+    if not at_once[0].isdigit() or int(at_once[0]) < 1:
+        raise UserError(f"at_once must be an integer >= 1, got {at_once[0]!r}")
+    return forms[0], only, int(at_once[0])
 
 
 def known_rows(result: str) -> list[dict[str, Any]]:
@@ -108,20 +120,35 @@ def known_rows(result: str) -> list[dict[str, Any]]:
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
-def run(form: str, name: str, seed: int) -> dict[str, Any]:
+def run(form: str, name: str, seed: int, at_once: int) -> dict[str, Any]:
     """Trains `name` unless that is done already; its row. UserError where the folder holds a run of other settings."""
     target = Path("outputs") / ("algorithms" + ("_quick" if form == "quick" else "")) / f"{name}_{seed}"
     files = ["configs/quickstart.yaml", f"configs/algorithms/{name}.yaml"]
     settings = COMMON | {"steps": STEPS[form], "evaluation.every": 2 if form == "quick" else 10} | SETTINGS[name]
     if form == "quick":
         settings["evaluation.num_prompts"] = 64
-    overrides = [f"{key}={value}" for key, value in (settings | {"seed": seed, "output_dir": str(target)}).items()]
+    overrides = [f"{key}={value}" for key, value in (
+        settings | placement(at_once) | {"seed": seed, "output_dir": str(target)}).items()]
     if not refuse_other_run(str(target), load(TrainConfig, files, overrides)):
         command = [sys.executable, "launch/train.py", *files, *overrides]
         print("==", " ".join(command[1:]), flush=True)
-        subprocess.run(command, check=True)
+        for is_last in (False, True):       # it goes on where it stopped
+            if subprocess.run(command, check=is_last).returncode == 0:
+                break
     settings = {key: value for key, value in settings.items() if COMMON.get(key) != value}
     return {"algorithm": name, "seed": seed} | read(target, STEPS[form] * SAMPLES_A_STEP) | {"settings": settings}
+
+
+def placement(at_once: int) -> dict[str, Any]:
+    """Where a GPU is there, a run's engine and learner share it, with those of the other runs."""
+    if gpu_name() is None:
+        return {}
+    return {"placement.rollout.num_gpus": 0.5, "placement.learner.num_gpus": 0.5, "placement.learner.num_actors": 1,
+            "rollout.engine.gpu_memory_utilization": round(0.4 / at_once, 3)}
+
+
+def gpu_name() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def read(target: Path, budget: int) -> dict[str, Any]:
@@ -129,7 +156,7 @@ def read(target: Path, budget: int) -> dict[str, Any]:
     used up before the last step."""
     steps, evaluations = (read_lines(target / name) for name in (METRICS_FILE, EVALUATIONS_FILE))
     samples = dict(zip((0, *(step["step"] for step in steps)),
-                       accumulate((step["num_rollouts"] for step in steps), initial=0), strict=True))
+                       itertools.accumulate((step["num_rollouts"] for step in steps), initial=0), strict=True))
     curve = [{"step": found["step"], "samples": samples[found["step"]], "gold": found["gold"], "kl_nats": found["kl"],
               "fluent": found["fluent"], "identical_share": found["identical_share"],
               "tokens": found["completion_tokens"]} for found in evaluations]
