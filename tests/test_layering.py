@@ -43,8 +43,8 @@ def test_actors_import_nothing_of_launch():
 
 
 @pytest.mark.parametrize(("name", "door"), [
-    # The second runs in vLLM's own worker processes.
-    ("vllm", ["actors/engines/engine.py", "actors/engines/engine_worker.py"]),
+    # The others run in vLLM's own worker processes.
+    ("vllm", ["actors/engines/engine.py", "actors/engines/engine_worker.py", "actors/engines/gpu_worker.py"]),
     # The second writes down what the first holds.
     ("deepspeed", ["actors/learners/zero.py", "actors/learners/zero_state.py"]),
 ])

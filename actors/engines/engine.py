@@ -2,8 +2,8 @@
 
 What is used of vLLM: AsyncLLM (add_request, abort, the pause / resume pair, collective_rpc, its engine_core's pause),
 AsyncEngineArgs, SamplingParams, and the weight-transfer API on both sides (init, start, update, finish, version;
-trainer factory, NCCL and IPC senders). Nothing else imports vllm, but actors.engines.engine_worker, which runs in its
-workers.
+trainer factory, NCCL and IPC senders). Nothing else imports vllm, but engine_worker and gpu_worker beside this module,
+which run in its workers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -55,6 +56,12 @@ class Engine:
             # CPU generator has no offset to rewind.
             device_args = {"kv_cache_memory_bytes": config.kv_cache_mb << 20, "enable_chunked_prefill": False,
                            "max_num_batched_tokens": max(4096, config.max_model_len)}
+        elif num_gpus < 1:
+            device_args["worker_cls"] = "actors.engines.gpu_worker.SharingWorker"
+        if backend == "ipc":    # handles of GPU memory, which vLLM passes to its own processes as pickles or not at all
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        if config.dtype == "float32":       # else vLLM's attention multiplies with 10 bits of mantissa
+            os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(
             model=model, dtype=config.dtype, seed=seed, max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs, tensor_parallel_size=config.tensor_parallel_size,

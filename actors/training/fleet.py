@@ -147,8 +147,8 @@ class Fleet:
                 if health.is_alive]
 
     async def _join(self) -> str:
-        if self.config.rollout.engine.sleeps:       # an engine measures at its start what is free beside it
-            await self.rollouts.ready()
+        if 0 < self.config.placement.learner.num_gpus < 1:      # an engine measures at its start what is free beside it
+            await asyncio.gather(*(pool.ready() for pool in self.pools))
         return await self.learners.join()
 
     async def rebuild_learners(self) -> None:

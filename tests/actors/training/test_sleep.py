@@ -7,7 +7,7 @@ import pytest
 
 from actors.learners.sending import WeightsMovedOn
 from actors.training.fleet import Fleet
-from rlaif.config.train import EngineConfig, RolloutConfig, WeightSyncConfig
+from rlaif.config.train import EngineConfig, PlacementConfig, RoleConfig, RolloutConfig, WeightSyncConfig
 from rlaif.pipeline.health import Health, State
 
 
@@ -96,3 +96,20 @@ def test_an_engine_that_fails_to_sleep_ends_the_step_and_one_that_is_gone_is_rep
     assert notes == ["sleep 0", "sleep 1", "lost 0", "learn", "release", "wake 0", "wake 1"]
     with pytest.raises(ValueError, match="no such mode"):
         learn(fleet(notes, True, notes.actor(0, ValueError("no such mode"))), notes)
+
+
+@pytest.mark.parametrize(("num_gpus", "order"), [(0.3, ["pool"] * 3 + ["learners"]), (1.0, ["learners"]),
+                                                 (0.0, ["learners"])])
+def test_learners_that_share_a_gpu_wait_for_engines_which_measure_its_memory(num_gpus, order):
+    notes = Notes()
+
+    async def note(name):
+        notes.append(name)
+
+    made = object.__new__(Fleet)
+    made.config = SimpleNamespace(placement=PlacementConfig(learner=RoleConfig(num_gpus=num_gpus)))
+    made.rollouts, made.explainers, made.functions = (SimpleNamespace(ready=lambda: note("pool")) for _ in range(3))
+    made.judges = []
+    made.learners = SimpleNamespace(join=lambda: note("learners"))
+    asyncio.run(made._join())
+    assert notes == order
