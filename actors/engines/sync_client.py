@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actors.engines.receiving import Channel, Coming, Held
-from rlaif.modeling.weights import Shape, manifest_of
+from rlaif.modeling.weights import Manifest, Shape, manifest_of, plan_buckets
 
 
 class SyncClient:
@@ -49,6 +49,11 @@ class SyncClient:
         return ray.get(answers, timeout=self._timeout_s)
 
 
+def buffer_bytes(manifest: Manifest, asked: int) -> int:
+    """What vLLM's senders gather at a time: `asked`, or as much as the largest weight, which ipc would refuse."""
+    return max(asked, *(bucket.num_bytes for bucket in plan_buckets(manifest, 1)))
+
+
 class DirectSender:
     """Weights from GPU to GPU, as vLLM's own senders do it: all engines together, or none."""
 
@@ -63,7 +68,7 @@ class DirectSender:
         self._client = SyncClient(rollouts, channel.workers_per_engine, channel.timeout_s)
         self._sender = open_sender(
             channel.backend, rank=rank, address=address, num_workers=len(rollouts) * channel.workers_per_engine,
-            client=self._client, bucket_bytes=channel.bucket_bytes,
+            client=self._client, bucket_bytes=buffer_bytes(self.manifest, channel.bucket_bytes),
             shapes=[(name, dtypes[name], shape) for name, _, shape in shapes],
             whole=lambda: ((name, tensor.to(dtypes[name])) for name, tensor in whole()))
 
