@@ -21,7 +21,7 @@ def discounted_sums(values: Tensor, num_tokens: Tensor, factor: float) -> Tensor
     _check_flat(values, num_tokens)
     if not len(values):
         return values.clone()
-    mask = torch.arange(int(num_tokens.max())) < num_tokens.unsqueeze(1)
+    mask = torch.arange(int(num_tokens.max()), device=num_tokens.device) < num_tokens.unsqueeze(1)
     table = values.new_zeros(mask.shape).masked_scatter(mask, values).T.contiguous()
     for step in range(len(table) - 2, -1, -1):      # zeros stand behind the end of a row
         table[step] += factor * table[step + 1]
