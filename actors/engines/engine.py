@@ -54,7 +54,9 @@ class Engine:
         if num_gpus == 0:
             # Whole prompts only: vLLM rewinds the generator of a seeded request whose prompt it cut in chunks, and a
             # CPU generator has no offset to rewind.
-            device_args = {"kv_cache_memory_bytes": config.kv_cache_mb << 20, "enable_chunked_prefill": False,
+            # The smallest blocks that a CPU takes: its attention reads whole ones, 128 tokens where nothing is said.
+            device_args = {"kv_cache_memory_bytes": config.kv_cache_mb << 20, "block_size": 32,
+                           "enable_chunked_prefill": False,
                            "max_num_batched_tokens": max(4096, config.max_model_len)}
         elif num_gpus < 1:
             device_args["worker_cls"] = "actors.engines.gpu_worker.SharingWorker"
