@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster.connection import actor_environment
@@ -25,9 +25,10 @@ class Placement:
 
     def __init__(self, roles: Roles, strategy: str, timeout_s: float) -> None:
         refuse_too_large(roles, ray.cluster_resources())
-        self._roles = roles
+        self._roles, self.timeout_s = roles, timeout_s
         self._groups: list[PlacementGroup] = []
         self._place: dict[tuple[str, int], tuple[PlacementGroup, int]] = {}
+        self._asked: dict[tuple[str, int], Bundle] = {}
         deadline = time.monotonic() + timeout_s
         # All are asked for before one is waited for.
         asked = [(group, self._ask(group)) for group in groups(roles, strategy)]
@@ -43,6 +44,7 @@ class Placement:
         self._groups.append(made)
         for index, bundle in enumerate(group.bundles):
             self._place |= {actor: (made, index) for actor in bundle.actors}
+            self._asked |= {actor: bundle for actor in bundle.actors}
         return made
 
     def options(self, role: str, index: int) -> dict[str, Any]:
@@ -54,6 +56,15 @@ class Placement:
             "runtime_env": actor_environment(config.num_threads, config.num_gpus),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         }
+
+    def lacks(self, role: str, index: int) -> str | None:
+        """In words why actor `index` of `role` has no place to be at, as when its node was lost and no other has room
+        for its bundle; None where it has one."""
+        group, bundle = self._place[role, index]
+        found = placement_group_table(group)
+        if found["bundles_to_node_id"].get(bundle, "").strip("f"):      # the others of its group may have none
+            return None
+        return f"no node has room for {self._asked[role, index]}, with strategy {found['strategy']}"
 
     def remove(self) -> None:
         for group in self._groups:

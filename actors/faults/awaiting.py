@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from actors.faults.restarts import ActorLost
+from rlaif.config.checks import UserError
+
+PLACE_S = 10.0      # after which an actor without an answer is asked where it is
+LOOK_S = 2.0        # seconds between looks at that
 
 
 async def awaited(reference: Awaitable[Any]) -> Any:
@@ -23,6 +28,38 @@ async def first_of(answer: Awaitable[Any], gone: asyncio.Future[str]) -> Any:
         if task.done():
             return task.result()
         raise ActorLost(gone.result())
+    finally:
+        task.cancel()
+        task.add_done_callback(look_at)
+
+
+async def started(answer: Awaitable[Any], who: str, limit_s: float, lacks: Callable[[], str | None],
+                  say: Callable[[str], None]) -> Any:
+    """What an actor that is being started answers first. lacks: in words why it has no place to be at, as after the
+    loss of a node; None where it has one. That is told once, and time without a place is none of its start.
+
+    Raises UserError, one line, where it gets no place within limit_s, and TimeoutError where it has one and answers
+    nothing for so long.
+    """
+    task, since, lack = asyncio.ensure_future(awaited(answer)), time.monotonic(), None
+    wait_s = min(PLACE_S, limit_s)
+    try:
+        while True:
+            await asyncio.wait({task}, timeout=wait_s)
+            if task.done():
+                return task.result()
+            before, lack = lack, await asyncio.to_thread(lacks)
+            if (lack is None) != (before is None):
+                since = time.monotonic()
+                if lack is not None:
+                    say(f"{who} waits for a place in the cluster, for {limit_s:g} s at most "
+                        f"(placement.ready_timeout_s): {lack}")
+            if time.monotonic() - since >= limit_s:
+                if lack is None:
+                    raise TimeoutError
+                raise UserError(f"{who} must get another place in the cluster within placement.ready_timeout_s = "
+                                f"{limit_s:g} s, got none: {lack}; with a node for it the same command goes on")
+            wait_s = min(LOOK_S, limit_s)
     finally:
         task.cancel()
         task.add_done_callback(look_at)

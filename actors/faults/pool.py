@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from actors.faults.awaiting import awaited, first_of, interrupted_by, look_at
+from actors.faults.awaiting import first_of, interrupted_by, look_at, started
 from actors.faults.restarts import ActorLost, InputsLost, Lost, answered, end, lost, made, told
 from actors.faults.vitals import Vitals
 from rlaif.config.faults import FaultsConfig
@@ -52,16 +52,18 @@ class Pool:
 
     make(index) gives the handle of an actor that is being started; the same call makes the one that takes its place.
     catch_up: of actors with weights of their own: brings those of now to actor `index`, which has started, and tells
-    the pool by `current`; None where actors hold nothing. say: gets one line for every loss and every return.
+    the pool by `current`; None where actors hold nothing. lacks: in words why actor `index` has no place to be at; None
+    where it has. say: gets one line for every loss and every return.
     """
 
     def __init__(self, role: str, make: Callable[[int], Any], num_actors: int, budget: Budget,
                  faults: FaultsConfig | None = None, *, ready_timeout_s: float = 300.0, board: Board | None = None,
                  catch_up: Callable[[int], Awaitable[None]] | None = None,
+                 lacks: Callable[[int], str | None] = lambda index: None,
                  say: Callable[[str], None] = lambda line: None) -> None:
         self.role, self._make, self._budget = role, make, budget
         self._faults, self._ready_timeout_s = faults or FaultsConfig(), ready_timeout_s
-        self._board, self._catch_up, self._say = board or Board(), catch_up, say
+        self._board, self._catch_up, self._lacks, self._say = board or Board(), catch_up, lacks, say
         self._places = [_Place(index, make(index)) for index in range(num_actors)]
         self._counts: Counter[str] = Counter()
         self._waiting: list[asyncio.Future] = []
@@ -218,7 +220,8 @@ class Pool:
         """Returns once the actor answers; then it is READY, unless it needs weights first."""
         actor = place.actor
         place.gone = asyncio.get_running_loop().create_future()
-        await asyncio.wait_for(awaited(actor.ready.remote()), self._ready_timeout_s)
+        await started(actor.ready.remote(), self._name(place), self._ready_timeout_s,
+                      lambda: self._lacks(place.index), self._say)
         found = await answered(actor, self._faults.ping_s)
         place.known = None if isinstance(found, Event) else found
         place.health = after(place.health, Event.STARTED)

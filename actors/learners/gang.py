@@ -32,7 +32,8 @@ class Gang:
     def __init__(self, spec: LearnerSpec, placement: Placement, num_actors: int, faults: FaultsConfig | None = None, *,
                  board: Board | None = None, say: Callable[[str], None] = print) -> None:
         self._ranks = Ranks("learner", lambda rank: LearnerActor.options(**placement.options("learner", rank)).remote(
-            spec, rank, num_actors), num_actors, faults or FaultsConfig(), board or Board(), say)
+            spec, rank, num_actors), num_actors, faults or FaultsConfig(), board or Board(), say,
+            lacks=lambda rank: placement.lacks("learner", rank), place_timeout_s=placement.timeout_s)
 
     async def join(self) -> str:
         """Returns in words how the learners read rows, where that is not the fast way; "" where it is."""

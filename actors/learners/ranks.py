@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ray.exceptions import RayError
 
+from actors.faults.awaiting import started
 from actors.faults.restarts import InputsLost, Lost, answered, cause_of, end, lost, made, told
 from actors.faults.vitals import Vitals
 from rlaif.config.faults import FaultsConfig
@@ -27,11 +29,17 @@ class LearnersLost(RuntimeError):
 
 
 class Ranks:
-    """`num_actors` actors that only work together. make(rank) gives the handle of one that is being started."""
+    """`num_actors` actors that only work together. make(rank) gives the handle of one that is being started.
+
+    lacks(rank): in words why it has no place to be at, None where it has: that is told, and waited for up to
+    place_timeout_s.
+    """
 
     def __init__(self, role: str, make: Callable[[int], Any], num_actors: int, faults: FaultsConfig, board: Board,
-                 say: Callable[[str], None]) -> None:
+                 say: Callable[[str], None], *, lacks: Callable[[int], str | None] = lambda rank: None,
+                 place_timeout_s: float = 300.0) -> None:
         self.role, self._make, self._faults, self._board, self._say = role, make, faults, board, say
+        self._lacks, self._place_timeout_s = lacks, place_timeout_s
         self.actors = [make(rank) for rank in range(num_actors)]
         self.num_rebuilt = 0
         self._known: list[Vitals | None] = [None] * num_actors
@@ -105,7 +113,7 @@ class Ranks:
 
     async def rebuild(self) -> None:
         """Ends what is left of the ranks and starts others in their places. Raises BudgetSpent where that has been done
-        too often."""
+        too often, and UserError where there is no place for one."""
         why = self._why or "it was asked to start anew"
         self._budget.spend(self.role, why)
         self._say(f"{self.role}s are lost ({why}) and start anew, all {len(self.actors)}")
@@ -113,8 +121,16 @@ class Ranks:
             await asyncio.gather(*(end(actor, known) for actor, known in zip(self.actors, self._known, strict=True)))
             self._known = [None] * len(self.actors)
             self.actors = list(await asyncio.gather(*(made(self._make, rank) for rank in range(len(self.actors)))))
+            await asyncio.gather(*(self._placed(rank) for rank in range(len(self.actors))))
         self.num_rebuilt += 1
         self._has_met, self._why = False, None
+
+
+    async def _placed(self, rank: int) -> None:
+        """Returns once the rank answers. One that cannot is told of by the first call to all."""
+        with contextlib.suppress(RayError, TimeoutError):
+            await started(self.actors[rank].ping.remote(), f"{self.role}-{rank}", self._place_timeout_s,
+                          lambda: self._lacks(rank), self._say)
 
 
 def _lost_rank(task: asyncio.Task) -> str | None:

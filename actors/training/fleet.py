@@ -113,7 +113,8 @@ class Fleet:
                  catch_up: Callable[[int], Awaitable[None]] | None = None) -> Pool:
         num_actors = self._roles[role].num_actors if role in self._roles else 0
         return Pool(role, make, num_actors, self.budget, self.config.faults, board=self.board, catch_up=catch_up,
-                    ready_timeout_s=self.config.placement.ready_timeout_s, say=self._say)
+                    ready_timeout_s=self.config.placement.ready_timeout_s, say=self._say,
+                    lacks=lambda index: self._placement.lacks(role, index))
 
     async def ready(self) -> str:
         """Returns when every actor answers: in words what the learners have to say of how they read rows, or "".

@@ -72,6 +72,7 @@ def test_ray_puts_bundles_where_the_plan_says(name):
                for actor in at.bundle.actors}
     with placed(roles, strategy) as placement:
         found = lies(placement)
+        assert {placement.lacks(*actor) for actor in found} == {None}
     if name == "own":       # the two groups are placed side by side: in either order
         assert Counter(cpus for (role, _), cpus in found.items() if role == "rollout") == {8: 1, 16: 1}
         assert len({cpus for (role, _), cpus in found.items() if role == "learner"}) == 1

@@ -9,6 +9,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 
 from actors.faults.pool import ActorLost, InputsLost, Pool
 from actors.faults.vitals import EngineLost, Vitals
+from rlaif.config.checks import UserError
 from rlaif.config.faults import FaultsConfig
 from rlaif.metrics import Sum
 from rlaif.pipeline.board import Board
@@ -344,3 +345,27 @@ def test_an_actor_that_dies_while_it_starts_is_started_once_more():
         assert sum("serves again" in line for line in world.lines) == 1
 
     lived(body)
+
+
+def test_one_that_is_lost_with_its_node_and_has_no_place_elsewhere_ends_the_run_in_time(monkeypatch):
+    """Nobody waits for it for as long as budgets last."""
+    monkeypatch.setattr("actors.faults.awaiting.PLACE_S", 0.05)
+
+    async def body(world):
+        await world.pool.ready()
+        asking = world.ask()
+        await settled()
+        world.pool._make = lambda index: world.made.append((index, Homeless(len(world.made)))) or world.made[-1][1]
+        world.made[0][1].answer(ActorDiedError())
+        with pytest.raises(UserError, match=r"slot-0 must get another place .* got none: no node has room for it"):
+            await asking
+        assert len(world.made) == 2
+        assert [line.split(":")[0] for line in world.lines if "place in the cluster" in line] == [
+            "slot-0 waits for a place in the cluster, for 0.3 s at most (placement.ready_timeout_s)"]
+
+    lived(body, num_actors=1, ready_timeout_s=0.3, lacks=lambda index: "no node has room for it")
+
+
+class Homeless(Actor):
+    async def _ready(self):
+        await asyncio.Event().wait()

@@ -9,6 +9,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 from actors.faults.restarts import InputsLost
 from actors.faults.vitals import Vitals
 from actors.learners.ranks import LearnersLost, Ranks
+from rlaif.config.checks import UserError
 from rlaif.config.faults import FaultsConfig
 from rlaif.pipeline.board import Board
 
@@ -22,7 +23,7 @@ class Rank:
         self._answer = answer
         self.ping = SimpleNamespace(remote=self._ping)
 
-    async def _ping(self, with_stacks):
+    async def _ping(self, with_stacks=False):
         return Vitals("node", ())
 
     async def step(self):
@@ -57,3 +58,24 @@ def test_rows_that_no_rank_can_read_are_no_loss_of_a_rank():
 def test_rows_that_some_ranks_can_read_are_the_loss_of_all_as_these_have_begun(other):
     with pytest.raises(LearnersLost, match="some cannot read what others are at work on: ObjectLostError"):
         step(other, (GONE, 0.0))
+
+
+def test_a_rank_that_has_no_place_after_the_loss_of_its_node_ends_the_run_in_time(monkeypatch):
+    monkeypatch.setattr("actors.faults.awaiting.PLACE_S", 0.05)
+    monkeypatch.setattr("actors.learners.ranks.end", lambda actor, known: asyncio.sleep(0))
+    lines = []
+
+    class Homeless(Rank):
+        async def _ping(self, with_stacks=False):
+            await asyncio.Event().wait()
+
+    async def go():
+        made = iter([Rank(None), Rank(None), Rank(None), Homeless(None)])
+        ranks = Ranks("learner", lambda rank: next(made), 2, FaultsConfig(), Board(), lines.append,
+                      lacks=lambda rank: "no node has room for it" if rank else None, place_timeout_s=0.3)
+        with pytest.raises(UserError, match=r"learner-1 must get another place .* got none: no node has room for it"):
+            await asyncio.wait_for(ranks.rebuild(), 5.0)
+
+    asyncio.run(go())
+    assert lines[1:] == ["learner-1 waits for a place in the cluster, for 0.3 s at most (placement.ready_timeout_s): "
+                         "no node has room for it"]
