@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rlaif.config.learner import LearnerConfig
-from rlaif.config.train import EngineConfig
+from rlaif.config.train import EngineConfig, WeightSyncConfig
 from rlaif.planning.cluster import GIB, GpuKind
 from rlaif.planning.shapes import Shape
 
-__all__ = ["BYTES", "Engine", "Item", "engine_memory", "kv_bytes", "learner_memory", "process", "reader_memory",
-           "total"]
+__all__ = ["BYTES", "Engine", "Item", "bucket_memory", "engine_memory", "kv_bytes", "learner_memory", "process",
+           "reader_memory", "total"]
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -119,6 +119,23 @@ def _passing(models: Sequence[Shape], policy: Shape, config: LearnerConfig, toke
     return [Item("activations", activations, place, is_known=False, is_lasting=False),
             Item("logits", min(chunk, tokens) * policy.vocab_size * (b + 8), place, is_known=False, is_lasting=False),
             Item("ZeRO buffers", buffers, place, is_known=False, is_lasting=False)]
+
+
+def bucket_memory(policy: Shape, sync: WeightSyncConfig, engine: EngineConfig, role: str) -> list[Item]:
+    """What rank 0 of the learners, or an engine, keeps for weights on their way.
+
+        two buckets of min(b P, max(bucket_mb, b p))     p: weights of the largest tensor, in the engines' dtype
+
+    With gloo an engine has as many; nccl sends from two buffers on the GPU, ipc from one, of vLLM's own making, each of
+    max(bucket_mb, b p).
+    """
+    b = BYTES[engine.dtype]
+    size = max(float(sync.bucket_mb << 20), float(b * max(policy.weights.values())))
+    if sync.backend in ("nccl", "ipc"):
+        count = 2 if sync.backend == "nccl" else 1
+        return [Item("sync buffers", count * size, "gpu", is_known=False)] * (role == "learner")
+    bucket = min(float(b * policy.num_weights), size)
+    return [Item("sync buckets", 2 * bucket, "host")] * (role == "learner" or sync.backend == "gloo")
 
 
 def activation_bytes(model: Shape, tokens: int, b: int, *, checkpointing: bool) -> float:

@@ -10,7 +10,16 @@ from rlaif.config.train import EngineConfig, RoleConfig, TrainConfig
 from rlaif.planning.bundles import Place, groups, place, refuse_too_large
 from rlaif.planning.cluster import Cluster, GpuKind, Node
 from rlaif.planning.fitting import Actor, Shortage, shortages
-from rlaif.planning.memory import BYTES, Item, engine_memory, kv_bytes, learner_memory, process, reader_memory
+from rlaif.planning.memory import (
+    BYTES,
+    Item,
+    bucket_memory,
+    engine_memory,
+    kv_bytes,
+    learner_memory,
+    process,
+    reader_memory,
+)
 from rlaif.planning.parts import JudgeShape, Parts, find_parts
 from rlaif.planning.roles import judge_role, roles
 from rlaif.planning.seconds import Load, generate_s, learn_s, load_of, read_s, sync_s
@@ -122,7 +131,15 @@ class _Planner:
     def _actor(self, name: str, number: int) -> Actor:
         lies = self._where[name, number]
         gpus = self._gpus_of(name, number, lies)
-        return Actor(name, number, lies.node, gpus, tuple(self.items(name, self._nodes[lies.node].gpu)))
+        items = self.items(name, self._nodes[lies.node].gpu) + self._buckets(name, number)
+        return Actor(name, number, lies.node, gpus, tuple(items))
+
+    def _buckets(self, name: str, number: int) -> list[Item]:
+        """For weights on their way, where there is who sends and who receives."""
+        has_any = name == "rollout" or (name, number) == ("learner", 0)
+        if not has_any or not {"learner", "rollout"} <= self._roles.keys():
+            return []
+        return bucket_memory(self._parts.policy, self._config.sync, self._config.rollout.engine, name)
 
     def _gpus_of(self, name: str, number: int, lies: Place) -> tuple[int, ...]:
         """The GPUs of the bundle that are this actor's: all where they are shared, else those whose turn it is."""

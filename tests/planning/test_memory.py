@@ -3,9 +3,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlaif.config.learner import LearnerConfig, LoraConfig
-from rlaif.config.train import EngineConfig
+from rlaif.config.train import EngineConfig, WeightSyncConfig
 from rlaif.planning.cluster import GIB, GPU_KINDS
-from rlaif.planning.memory import activation_bytes, engine_memory, kv_bytes, learner_memory, reader_memory, total
+from rlaif.planning.memory import (
+    activation_bytes,
+    bucket_memory,
+    engine_memory,
+    kv_bytes,
+    learner_memory,
+    reader_memory,
+    total,
+)
 from rlaif.planning.shapes import shape_of
 from tests.planning.test_shapes import MODELS
 
@@ -132,3 +140,21 @@ def test_an_encoder_that_only_reads_holds_weights_and_a_layers_states():
     bert = shape_of("bert", "masked", MODELS, "reward.model")
     found = {item.name: item.bytes for item in reader_memory(bert, "float32", 100, has_gpu=False)}
     assert found["weights"] == 4 * bert.num_weights and found["activations"] == 100 * 4 * (8 * 64 + 3 * 96)
+
+
+def test_two_buckets_wait_on_the_host_as_large_as_asked_for_or_as_the_largest_weight(qwen, folders):
+    def known_buckets(backend, role, bucket_mb=64, shape=qwen, dtype="bfloat16"):
+        return known(bucket_memory(shape, WeightSyncConfig(backend, bucket_mb=bucket_mb), EngineConfig(dtype=dtype),
+                                   role), "host")
+
+    embedding = 152_064 * 3584
+    assert known_buckets("shared_memory", "learner") == {"sync buckets": 2 * 2 * embedding}
+    assert known_buckets("shared_memory", "learner", dtype="float32") == {"sync buckets": 2 * 4 * embedding}
+    assert known_buckets("shared_memory", "learner", 4096) == {"sync buckets": 2 * 4096 << 20}
+    assert known_buckets("gloo", "rollout") == {"sync buckets": 2 * 2 * embedding}
+    assert known_buckets("shared_memory", "rollout") == known_buckets("nccl", "learner") == {}
+    small = shape_of(str(folders.causal), "causal", {}, "policy.model")
+    assert known_buckets("shared_memory", "learner", shape=small) == {"sync buckets": 2 * 2 * small.num_weights}
+    for backend, count in (("nccl", 2), ("ipc", 1)):
+        (item,) = bucket_memory(qwen, WeightSyncConfig(backend), EngineConfig(dtype="bfloat16"), "learner")
+        assert (item.place, item.bytes) == ("gpu", count * 2 * embedding)

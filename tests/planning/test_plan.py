@@ -189,3 +189,13 @@ def test_a_gold_judge_weighs_no_more_than_its_process():
     plan = planned("quickstart", HERE, "reward.model=gold:scenes")
     slot = next(row for row in plan.rows if row.role == "slot")
     assert [item.name for item in slot.actors[0].items] == ["process"] and slot.seconds is None
+
+
+def test_buckets_of_the_sync_are_counted_where_they_lie():
+    def holders(*overrides):
+        return [f"{actor.role}-{actor.number}" for row in planned("quickstart", HERE, *overrides).rows
+                for actor in row.actors if any(item.name == "sync buckets" for item in actor.items)]
+
+    assert holders() == ["learner-0"]
+    assert holders("sync.backend=gloo") == ["rollout-0", "learner-0"]
+    assert holders("mode=rollout") == []
