@@ -8,7 +8,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._private.grpc_utils import init_grpc_channel
 
 from actors.carriers.tables import send_as_streams
 from rlaif.config.checks import UserError
@@ -24,6 +27,8 @@ QUIET = {
     "DEEPSPEED_LOG_LEVEL": "error", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONWARNINGS": "ignore",
 }
+
+ANSWER_S = 10.0     # in which a cluster answers that lives
 
 _OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -45,14 +50,26 @@ def connect() -> str:
 
 def running_address() -> str | None:
     """Where a cluster runs that this process would join: RAY_ADDRESS, or what `ray start` noted here; None where none
-    does. Raises UserError where nothing answers at RAY_ADDRESS."""
+    does, or RAY_ADDRESS is "local". Raises UserError where nothing answers at RAY_ADDRESS, and where a noted cluster
+    is neither gone nor answers: it may be ending, and would take the run with it."""
     named = os.environ.get("RAY_ADDRESS")
-    if named and not _listens(named):
-        raise UserError(f"RAY_ADDRESS must name a running Ray cluster, got {named!r}, where nothing answers; start it "
-                        "or unset RAY_ADDRESS")
+    if named == "local":
+        return None
     # Not "auto": that would join the private cluster of another run and end with it.
     address = named or (CURRENT_CLUSTER.read_text().strip() if CURRENT_CLUSTER.is_file() else None)
-    return address if address and _listens(address) else None      # else what was noted has ended meanwhile
+    if not address:
+        return None
+    is_there = _listens(address)
+    why = _silent(address) if is_there else "where nothing answers"
+    if why is None:
+        return address
+    if named:
+        raise UserError(f"RAY_ADDRESS must name a running Ray cluster, got {named!r}, {why}; start it or unset "
+                        "RAY_ADDRESS")
+    if not is_there:
+        return None     # what was noted has ended meanwhile
+    raise UserError(f"the Ray cluster that {CURRENT_CLUSTER} names must answer, got {address!r}, {why}; wait until it "
+                    "has ended or end it with `ray stop`, or set RAY_ADDRESS=local to start another one for this run")
 
 
 def join(address: str) -> None:
@@ -76,6 +93,29 @@ def _listens(address: str) -> bool:
             return True
     except OSError:
         return False
+
+
+def _silent(address: str) -> str | None:
+    """Why a cluster whose head listens cannot be joined all the same; None where it can, or only Ray can tell."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return None
+    channel = init_grpc_channel(address)
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+        channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=ANSWER_S)
+        nodes = ray._raylet.GcsClient(address=address).get_all_node_info(timeout=ANSWER_S).values()
+    except grpc.RpcError as error:
+        is_silent = error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+        return f"which gives no answer in {ANSWER_S:g} s" if is_silent else None
+    except ray.exceptions.RayError:     # it does not let us in, which `join` tells
+        return None
+    finally:
+        channel.close()
+    alive = [node for node in nodes if node.state == node.ALIVE]
+    if any(_listens(f"{node.node_manager_address}:{node.node_manager_port}") for node in alive):
+        return None
+    return "whose nodes are gone"
 
 
 def actor_environment(num_threads: int, num_gpus: float) -> dict[str, Any]:

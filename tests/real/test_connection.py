@@ -1,0 +1,29 @@
+"""A Ray cluster that is dying is refused in one line; one that lives is joined."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from actors.cluster import connection
+from actors.cluster.connection import running_address
+from rlaif.config.checks import UserError
+
+
+def test_a_cluster_without_nodes_or_without_an_answer_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "ANSWER_S", 3.0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    processes = {process.name(): process for process in psutil.Process().children(recursive=True)}
+    try:
+        assert running_address() == cluster.address
+        processes["raylet"].kill()
+        with pytest.raises(UserError, match=r"got '.*', whose nodes are gone; start it or unset RAY_ADDRESS"):
+            running_address()
+        processes["gcs_server"].suspend()
+        with pytest.raises(UserError, match=r"got '.*', which gives no answer in 3 s; start it"):
+            running_address()
+        processes["gcs_server"].resume()
+    finally:
+        cluster.shutdown()
