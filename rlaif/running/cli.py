@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlaif.config.checks import UserError
 from rlaif.config.files import load
+from rlaif.running.disk import disk_line
 from rlaif.running.run_folder import refuse_other_run
 
 Config = TypeVar("Config")
@@ -27,8 +28,9 @@ def main(kind: type[Config], description: str, body: Callable[[Config], None],
     plan: called in its place with --plan, with the configuration, what it is called and the file of a described cluster
     or None; a launcher without one has no --plan.
 
-    2 with one line on standard error for a mistake of the user's, 0 otherwise. A mistake is a UserError, or any
-    ValueError of the checks; what raises inside `working` is a bug and keeps its traceback.
+    2 with one line on standard error for a mistake of the user's and for a disk that is full or read-only, 0 otherwise.
+    A mistake is a UserError, or any ValueError of the checks; what raises inside `working` is a bug and keeps its
+    traceback.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a YAML file, see configs/")
@@ -57,6 +59,12 @@ def main(kind: type[Config], description: str, body: Callable[[Config], None],
         # Raised in an actor, it arrives with the actor's traceback around it; Ray's log files keep that.
         error = getattr(error, "cause", None) or error
         print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except Exception as error:
+        line = disk_line(error)
+        if line is None:
+            raise
+        print("error:", line, file=sys.stderr)
         return 2
     return 0
 

@@ -1,4 +1,5 @@
 import dataclasses
+import subprocess
 
 import pytest
 
@@ -9,6 +10,7 @@ from rlaif.config.train import EngineConfig, RewardConfig, RoleConfig, TrainConf
 from rlaif.running import manifest
 from rlaif.running.lock import held
 from rlaif.running.run_folder import claim, finish, refuse_other_run
+from tests.helpers.disks import small_disk
 
 
 @pytest.fixture
@@ -128,3 +130,12 @@ def test_a_file_in_the_way_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match=f"output_dir must be a folder that can be written, got '{folder}', where "
                                         f"'{tmp_path}/outputs' is a file"):
         refuse_other_run(folder, config(folder))
+
+
+def test_a_read_only_place_is_refused_before_anything_starts(folder, tmp_path):
+    with small_disk(tmp_path / "disk", 1) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        where = str(disk / "runs" / "mine")
+        with pytest.raises(UserError, match=f"output_dir must be a folder that can be written, got '{where}', where "
+                                            f"'{disk}' is read-only"):
+            refuse_other_run(where, config(where))
