@@ -62,3 +62,13 @@ def test_a_door_is_opened_inside_the_actors_only(door):
         if path.stem == door.partition(".")[2].partition("_")[0]:
             continue        # one leaf of a door names the other
         assert f"actors.{door}" not in names, path
+
+
+def test_nothing_is_decided_by_a_clock_that_may_jump():
+    """Limits and beats are measured by monotonic clocks; the one date that is read is a server's, and it is bounded."""
+    asking = [path.relative_to(ROOT).as_posix() for folder in FILES for path in FILES[folder]
+              for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+              if isinstance(node, ast.Attribute) and (
+                  ast.unparse(node) == "time.time" or node.attr in ("now", "utcnow", "today"))
+              and not ast.unparse(node).startswith("self.")]
+    assert asking == ["actors/judging/explanation_server.py"]

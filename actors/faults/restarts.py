@@ -10,7 +10,6 @@ from collections.abc import Awaitable
 from enum import Enum
 from typing import Any
 
-import psutil
 import ray
 from ray.exceptions import (
     ActorAlreadyExistsError,
@@ -23,7 +22,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.faults.vitals import EngineLost, Vitals
+from actors.faults.vitals import EngineLost, Vitals, birth
 from rlaif.pipeline.health import Event
 
 NAME_FREE_S = 60.0      # in which Ray gives the name of an ended actor free
@@ -110,12 +109,12 @@ def _end_processes(pids: tuple[tuple[int, float], ...]) -> int:
 
 
 def end_processes(pids: tuple[tuple[int, float], ...]) -> int:
-    """Kills those of `pids`, (number, second of creation), that still run; returns how many. A number that another
+    """Kills those of `pids`, (number, birth), that still run; returns how many. A number that another
     process has by now is left alone."""
     num_ended = 0
     for pid, created in pids:
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if abs(psutil.Process(pid).create_time() - created) < 1.0:
+        with contextlib.suppress(OSError):
+            if birth(pid) == created:
                 os.kill(pid, signal.SIGKILL)
                 num_ended += 1
     return num_ended

@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import ray
@@ -30,8 +31,8 @@ class EngineLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Vitals:
-    """pids: of the actor's process and its descendants, each with the second it was created at, so that no other
-    process is taken for it. stacks: of every thread, where they were asked for."""
+    """pids: of the actor's process and its descendants, each with its `birth`: no other process is taken for it.
+    stacks: of every thread, where they were asked for."""
 
     node_id: str
     pids: tuple[tuple[int, float], ...]
@@ -44,10 +45,17 @@ def vitals(with_stacks: bool = False) -> Vitals:
     pids = []
     for process in (own, *own.children(recursive=True)):
         try:
-            pids.append((process.pid, process.create_time()))
-        except psutil.Error:        # it ended meanwhile
+            pids.append((process.pid, birth(process.pid)))
+        except OSError:         # it ended meanwhile
             continue
     return Vitals(ray.get_runtime_context().get_node_id(), tuple(pids), stacks() if with_stacks else "")
+
+
+def birth(pid: int) -> float:
+    """How long the machine had been up when process `pid` began, in seconds; psutil tells the time of day instead,
+    which is another one after the clock was set. Raises OSError where there is no such process."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 async def vitals_with(pulse: Callable[[], Awaitable[None]], with_stacks: bool) -> Vitals:
