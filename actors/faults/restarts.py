@@ -75,10 +75,12 @@ async def answered(actor: Any, limit_s: float, with_stacks: bool = False) -> Vit
     it; DIED where one of them is gone."""
     try:
         return await asyncio.wait_for(_await(actor.ping.remote(with_stacks)), limit_s)
-    except (RayActorError, EngineLost):
-        return Event.DIED
     except TimeoutError:
         return Event.HUNG
+    except Exception as error:
+        if lost(error) is Lost.ACTOR:
+            return Event.DIED
+        raise
 
 
 async def _await(reference: Awaitable[Any]) -> Any:

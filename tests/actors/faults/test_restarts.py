@@ -1,12 +1,37 @@
 """Which processes are ended with an actor, told apart without the time of day."""
 
+import asyncio
 import subprocess
 import time
+from types import SimpleNamespace
 
 import psutil
+import pytest
+from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError, WorkerCrashedError
 
-from actors.faults.restarts import end_processes
-from actors.faults.vitals import birth
+from actors.faults.restarts import answered, end_processes
+from actors.faults.vitals import EngineLost, birth
+from rlaif.pipeline.health import Event
+
+
+def pinged(error):
+    async def ping(with_stacks):
+        raise error
+
+    return asyncio.run(answered(SimpleNamespace(ping=SimpleNamespace(remote=ping)), 1.0))
+
+
+@pytest.mark.parametrize("error", [
+    ActorDiedError(), NodeDiedError("gone"), WorkerCrashedError(), EngineLost("dead"),
+    RayTaskError("ping", "", EngineLost("dead"))])
+def test_a_ping_that_finds_no_process_tells_of_a_death_wherever_it_was(error):
+    """A guard that raised would guard no more, and a call that hangs would be waited for without end."""
+    assert pinged(error) is Event.DIED
+
+
+def test_another_error_of_a_ping_is_told():
+    with pytest.raises(ValueError, match="odd"):
+        pinged(ValueError("odd"))
 
 
 def test_the_processes_of_an_actor_are_ended_although_the_clock_was_set(monkeypatch):
