@@ -28,6 +28,7 @@ SHARED_GPU = [f"placement.{role}.num_gpus={share}" for role, share in GPUS.items
 # A short run of the quickstart's own configuration.
 SHORT = ("steps=3", "rollout.groups_per_step=4", "rollout.group_size=4", "evaluation.num_prompts=24",
          "prompts.num_test=24", "report.samples_every=2", *SHARED_GPU)
+KEPT = ("stored.write=true",)       # what `short_run` has beside SHORT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,8 +57,8 @@ class Run:
 
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One short training from the quickstart's configuration."""
-    return run_short(tmp_path_factory.mktemp("short") / "run")
+    """One short training from the quickstart's configuration, which keeps its rollouts."""
+    return run_short(tmp_path_factory.mktemp("short") / "run", *KEPT)
 
 
 def run_short(output_dir: Path, *overrides: str) -> Run:

@@ -49,6 +49,9 @@ def test_same_seed_same_bytes(short_run: Run, tmp_path: Path) -> None:
     again = run_short(tmp_path / "again")
     assert again.summary["weights_checksum"] == short_run.summary["weights_checksum"]
     assert [line["checksum"] for line in again.steps] == [line["checksum"] for line in short_run.steps]
+    for first, second in zip(short_run.steps, again.steps, strict=True):
+        for name in ("reward", "gold", "completion_tokens", "num_completion_tokens", "explanation_tokens"):
+            assert first[name] == second[name], (first["step"], name)
     names = ("policy/model.safetensors", "evaluations.jsonl")
     for name in names:
         assert (again.output_dir / name).read_bytes() == (short_run.output_dir / name).read_bytes(), name

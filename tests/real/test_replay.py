@@ -7,7 +7,6 @@ from pathlib import Path
 from rlaif.running.rollout_store import StoredRollouts
 from tests.real.conftest import Run, launch, run_short
 
-STEPS = ("steps=2", "evaluation.every=0")
 SAME = ("reward", "gold", "loss", "kl_per_token", "grad_norm", "entropy", "num_trained", "checksum")
 
 
@@ -15,12 +14,13 @@ def weights(run: Run) -> bytes:
     return (run.output_dir / "policy" / "model.safetensors").read_bytes()
 
 
-def test_rollouts_alone_then_training_alone_come_to_the_bytes_of_the_run_that_did_both(tmp_path: Path) -> None:
+def test_rollouts_alone_then_training_alone_come_to_the_bytes_of_the_run_that_did_both(short_run: Run, tmp_path: Path
+                                                                                     ) -> None:
     """The first step's rows are the same bytes whether there are learners or not; later ones are of other weights. A
     replay of what the whole run stored ends with its weights."""
-    whole = run_short(tmp_path / "whole", *STEPS, "stored.write=true")
-    alone = run_short(tmp_path / "alone", *STEPS, "mode=rollout")
-    replay = run_short(tmp_path / "replay", *STEPS, "mode=replay", f"stored.read={tmp_path}/whole/rollouts")
+    whole = short_run
+    alone = run_short(tmp_path / "alone", "mode=rollout")
+    replay = run_short(tmp_path / "replay", "mode=replay", f"stored.read={whole.output_dir}/rollouts")
 
     first = "rollouts/step-000000001.parquet"
     assert (alone.output_dir / first).read_bytes() == (whole.output_dir / first).read_bytes()
@@ -33,8 +33,8 @@ def test_rollouts_alone_then_training_alone_come_to_the_bytes_of_the_run_that_di
     assert not (alone.output_dir / "policy").exists() and "learner" not in ready_line(alone)
     assert ready_line(replay).endswith(" learner") and "rollout" not in ready_line(replay)
     stored = StoredRollouts(alone.output_dir / "rollouts")
-    assert stored.num_steps == 2 and len(stored.groups) == 8
-    assert {step["policy_version"] for step in alone.steps} == {1, 2}
+    assert stored.num_steps == 3 and len(stored.groups) == 12
+    assert {step["policy_version"] for step in alone.steps} == {1, 2, 3}
     assert {step["staleness_max"] for step in alone.steps} == {0}
 
 
