@@ -46,6 +46,10 @@ class LiveTraining:
     def printed(self) -> str:
         return "\n".join(line for _, line in self.lines)
 
+    @property
+    def errors(self) -> list[str]:
+        return [line for _, line in self.lines if line.startswith("error: ")]
+
     def until(self, pattern: str, limit_s: float = 240.0) -> float:
         """When a line that `pattern` is found in was printed."""
         ends = time.monotonic() + limit_s
