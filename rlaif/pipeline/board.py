@@ -61,7 +61,8 @@ class Board:
         return sorted(self._entries.values(), key=lambda entry: entry.moved)
 
     def warnings(self, warn_s: float) -> list[str]:
-        """A line for each entry that has stood for warn_s, and again for 2, 4, 8, ... times as long."""
+        """A line for each entry that has stood for warn_s, and again for 2, 4, 8, ... times as long; one for all
+        entries that say the same."""
         now, lines = self._clock(), []
         for entry in self.entries:
             if now - entry.moved >= warn_s * 2 ** entry.num_told:
@@ -69,7 +70,7 @@ class Board:
                 while now - entry.moved >= warn_s * 2 ** entry.num_told:
                     entry.num_told += 1
                 lines.append(entry.line(now))
-        return lines
+        return list(dict.fromkeys(lines))
 
     def stuck(self, stuck_s: float) -> str | None:
         """The line of the entry that has stood longest, where that is stuck_s or more; or of the driver, where nothing

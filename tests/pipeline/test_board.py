@@ -83,3 +83,12 @@ def test_a_board_that_stays_bare_is_stuck_too():
     assert board.stuck(61.0) is None
     clock.now += 1
     assert board.stuck(61.0) == "driver: nothing under way for 61 s; waits for what is not on the board"
+
+
+def test_entries_that_say_the_same_are_told_once():
+    """As eight calls that wait for the same actor do."""
+    clock = Clock()
+    board = Board(clock)
+    with board.doing("explain", "explainer", "a READY actor"), board.doing("explain", "explainer", "a READY actor"):
+        clock.now += 61.0
+        assert len(board.warnings(60.0)) == 1
