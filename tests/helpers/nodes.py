@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import ray
 from ray._private.state import state
@@ -12,12 +13,18 @@ from ray.cluster_utils import Cluster
 STORE_BYTES = 200 << 20
 
 
+def unnoted_cluster(**head: Any) -> Cluster:
+    """A cluster with its head. Ray notes the clusters of its tests where `ray start` notes its own, and every run on
+    this machine without an address of its own would join one."""
+    with patch("ray._private.utils.write_ray_address"):
+        return Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **head})
+
+
 class Nodes:
     """A head without CPUs, for the driver, and `nodes`, each by what Ray takes of it: num_cpus, labels, ..."""
 
     def __init__(self, nodes: Sequence[Mapping[str, Any]]) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args={
-            "num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES})
+        self._cluster = unnoted_cluster(num_cpus=0, object_store_memory=STORE_BYTES)
         self.there = []
         for node in nodes:
             self.add(**node)

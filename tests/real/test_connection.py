@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import psutil
 import pytest
-from ray.cluster_utils import Cluster
 
 from actors.cluster import connection
 from actors.cluster.connection import running_address
 from rlaif.config.checks import UserError
+from tests.helpers.nodes import unnoted_cluster
 
 
 def test_a_cluster_without_nodes_or_without_an_answer_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "ANSWER_S", 3.0)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = unnoted_cluster(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     processes = {process.name(): process for process in psutil.Process().children(recursive=True)}
     try:

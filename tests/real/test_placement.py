@@ -5,7 +5,6 @@ from collections import Counter
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from actors.cluster.placement import Placement
@@ -14,6 +13,7 @@ from rlaif.config.checks import UserError
 from rlaif.config.files import load
 from rlaif.config.train import RoleConfig, TrainConfig
 from rlaif.planning.bundles import groups, place
+from tests.helpers.nodes import unnoted_cluster
 
 NODES = [{"num_cpus": 8, "num_gpus": 4, "labels": {"pool": "learn"}},
          {"num_cpus": 16, "num_gpus": 4, "labels": {"pool": "reward"}}, {"num_cpus": 6}]
@@ -22,7 +22,7 @@ NODES = [{"num_cpus": 8, "num_gpus": 4, "labels": {"pool": "learn"}},
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """Nodes of different sizes, as Ray counts them: no GPU is behind the numbers."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made = unnoted_cluster(num_cpus=0)
     try:
         for node in NODES:
             made.add_node(**node)

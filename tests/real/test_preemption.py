@@ -11,6 +11,7 @@ from ray.core.generated import autoscaler_pb2
 
 from actors.faults import ending as module
 from actors.faults.ending import Ending, draining_nodes
+from tests.helpers.nodes import unnoted_cluster
 
 
 @ray.remote(num_cpus=0, resources={"spot": 1})
@@ -28,7 +29,7 @@ def announce_the_end_of(cluster: Cluster, node_id: str) -> None:
 
 def test_the_announced_end_of_a_node_with_an_actor_asks_the_run_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_S", 0.2)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = unnoted_cluster(num_cpus=1)
     try:
         ray.init(address=cluster.address, log_to_driver=False)
         idle, used = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1, resources={"spot": 1})
