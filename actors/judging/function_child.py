@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -51,12 +52,18 @@ def _prepare(function: str | None, kind: str, options: dict[str, Any]) -> tuple[
         return (lambda columns: rule(columns)[0]), ""
     found = find_function(function)
     names = wanted_columns(found, options)
-    return (lambda columns: found(**{name: columns[name] for name in names}, **options)), source_version(found)
+
+    def call(columns: Columns) -> Any:
+        # Copies of its own: what it does to a list must show in no other call. Columns are read anew for each.
+        return found(**{name: columns[name] for name in names}, **copy.deepcopy(options))
+
+    return call, source_version(found)
 
 
 def _answer(call: Callable[[Columns], Any], columns: Columns) -> dict[str, Any]:
+    num_rows = len(columns["group_ids"])    # before the call, which may change the lists
     try:
-        answer: Answer = read_answer(call(columns), len(columns["group_ids"]))
+        answer: Answer = read_answer(call(columns), num_rows)
     except Lost as fault:
         return {"lost": str(fault)}
     except (Exception, SystemExit) as error:

@@ -70,6 +70,9 @@ class FunctionProcess:
             raise Raised(f"must not raise, got {reply['raised']}")
         if "lost" in reply:
             raise Lost(reply["lost"])
+        num_rows, num_values = len(columns["group_ids"]), len(reply["values"])
+        if num_values != num_rows:
+            raise Lost(f"must return a number or None for each of {num_rows} rows, got {num_values}")
         return Answer(reply["values"], {int(row): text for row, text in reply["faults"].items()})
 
     def close(self) -> None:

@@ -58,6 +58,20 @@ def leaves(completions):
 
 def crashes(completions):
     os.kill(os.getpid(), 11)
+
+def empties(completions, group_ids, samples):
+    found = [float(len(completions.pop(0))) for _ in list(completions)]
+    group_ids.clear()
+    samples.append(99)
+    return found
+
+def grows(completions, group_ids):
+    group_ids += [0, 0]
+    return [1.0] * len(group_ids)
+
+def remembers(completions, *, seen):
+    seen["texts"].extend(completions)
+    return [float(len(seen["texts"]))] * len(completions)
 '''
 
 
@@ -122,6 +136,29 @@ def test_faults_of_rows_come_back_by_row(process):
     answer = process("strings").call(ROWS)
     assert answer.values == [None] * 4
     assert answer.faults[1] == "must return finite numbers or None, got 'zero' (str)"
+
+
+def test_a_function_may_change_the_lists_that_it_is_given(process):
+    assert ask(process("empties").call, ROWS, "mine", Skips(0)) == ([1.0, 4.0, 1.0, 1.0], 0)
+    assert ROWS["completions"] == ["1", "zero", "2", "4"]
+
+
+def test_an_answer_is_counted_against_the_rows_that_were_asked(process):
+    with pytest.raises(Lost, match="must return a number or None for each of 4 rows, got 6$"):
+        process("grows").call(ROWS)
+
+
+def test_what_a_function_does_to_an_option_is_gone_with_the_call(process):
+    mine = process("remembers", seen={"texts": ["of the config"]})
+    assert [mine.call(ROWS) for _ in range(2)] == [Answer([5.0] * 4)] * 2
+
+
+def test_an_answer_of_another_length_than_the_rows_is_refused_here_too(process, monkeypatch):
+    mine = process("lengths")
+    mine.start()
+    monkeypatch.setattr(mine._child, "exchange", lambda *_: {"values": [1.0], "faults": {}})
+    with pytest.raises(Lost, match="must return a number or None for each of 4 rows, got 1$"):
+        mine.call(ROWS)
 
 
 def test_what_the_function_raises_comes_back_in_one_line_and_it_can_be_called_again(process):
