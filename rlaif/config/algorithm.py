@@ -114,7 +114,7 @@ class AlgorithmConfig:
         for name, (other, is_used, rule) in _USED_WITH.items():
             value = getattr(self, name)
             if value != defaults[name] and not is_used(getattr(self, other)):
-                default = "null" if defaults[name] is None else defaults[name]
+                default = "null" if defaults[name] is None else str(defaults[name]).lower()
                 raise UserError(f"{name} must be left at {default} unless {other} is {rule}, got {value!r}; "
                                 "it would have no effect")
 
@@ -151,6 +151,9 @@ _USED_WITH = {
     "importance_level": ("importance", lambda value: value != "none", "truncate or mask"),
     "importance_cap": ("importance", lambda value: value != "none", "truncate or mask"),
     "importance_floor": ("importance", lambda value: value == "mask", "mask"),
+    "kl_in": ("kl_coefficient", lambda value: value > 0, "above 0"),
+    "kl_estimator": ("kl_coefficient", lambda value: value > 0, "above 0"),
+    "kl_unbiased": ("kl_coefficient", lambda value: value > 0, "above 0"),
     "kl_horizon": ("kl_target", lambda value: value is not None, "given"),
     "value_coefficient": ("advantage", lambda value: value == "gae", "gae"),
     "value_clip": ("advantage", lambda value: value == "gae", "gae"),

@@ -86,6 +86,9 @@ def test_a_value_out_of_range_is_refused_by_name(field, values):
         ({"importance": "none", "importance_level": "sequence"}, "importance_level must be left at token unless "),
         ({"importance_floor": 0.5}, "importance_floor must be left at 0.0 unless importance is mask, got 0.5; it "),
         ({"kl_horizon": 50}, "kl_horizon must be left at 1000 unless kl_target is given, got 50; it would have no "),
+        ({"kl_in": "reward", "kl_coefficient": 0.0}, "kl_in must be left at loss unless kl_coefficient is above 0, "),
+        ({"kl_estimator": "k1", "kl_coefficient": 0.0}, "kl_estimator must be left at k3 unless kl_coefficient is "),
+        ({"kl_unbiased": True, "kl_coefficient": 0.0}, "kl_unbiased must be left at false unless kl_coefficient is "),
         ({"value_coefficient": 1.0}, "value_coefficient must be left at 0.5 unless advantage is gae, got 1.0; it "),
         ({"value_clip": None}, "value_clip must be left at 0.2 unless advantage is gae, got None; it would have no "),
     ],
@@ -132,3 +135,10 @@ def test_the_files_hold_options_of_the_algorithm_only(path):
     assert type(config.kl_coefficient) is float and type(config.clip_low) is float
     if path.stem in algorithm_config.ADVANTAGES:
         assert config.advantage == path.stem
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_files_go_over_a_pull_to_the_reference_of_the_runs_own(path):
+    own = {"kl_in": "reward", "kl_estimator": "k1", "kl_coefficient": 0.05}
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))["algorithm"]
+    assert AlgorithmConfig(**(own | given)) == AlgorithmConfig(**given)
