@@ -124,7 +124,10 @@ def test_the_choices_are_those_of_the_modules_that_serve_them():
 
 
 def test_every_algorithm_has_its_file():
-    assert [path.stem for path in FILES] == ["cispo", "dapo", "dr_grpo", "grpo", "gspo", "ppo", "reinforce_pp", "rloo"]
+    assert [path.stem for path in FILES] == [
+        "cispo", "dapo", "dr_grpo", "gdpo", "grpo", "gspo", "ppo", "reinforce", "reinforce_pp",
+        "reinforce_pp_baseline", "rloo", "stable_reinforce"]
+    assert set(algorithm_config.ADVANTAGES) - {path.stem for path in FILES} == {"gae"}, "which is ppo's"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
