@@ -10,7 +10,14 @@ from rlaif.config.learner import LearnerConfig
 def learning_rate_factor(config: LearnerConfig, step: int, total_steps: int) -> float:
     """Share of the configured rate at optimizer step `step` (0-based) of `total_steps`, in (0, 1].
 
-    Linear warm-up over warmup_steps, then constant, or linear / half-cosine decay that would reach zero at total_steps.
+    Linear warm-up over warmup_steps, then constant, or
+
+        linear  1 - p
+        cosine  (1 + cos(pi p)) / 2,    p = (step - warmup_steps) / (total_steps - warmup_steps)
+
+    which would be zero at step total_steps: none of the run's is. A step behind the last has the last one's rate.
+
+    Source: cosine: Loshchilov and Hutter 2017 (arXiv 1608.03983), eq. 5, a single period.
     """
     assert step >= 0, step
     if step < config.warmup_steps:
@@ -18,7 +25,7 @@ def learning_rate_factor(config: LearnerConfig, step: int, total_steps: int) -> 
     if config.schedule == "constant":
         return 1.0
     span = max(1, total_steps - config.warmup_steps)
-    progress = min(1.0, (step - config.warmup_steps) / span)
+    progress = min(step - config.warmup_steps, span - 1) / span
     if config.schedule == "linear":
-        return max(1.0 - progress, 1.0 / span)
-    return max(0.5 * (1.0 + math.cos(math.pi * progress)), 1.0 / span)
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
