@@ -159,6 +159,18 @@ def test_the_configuration_that_the_other_tests_spoil_is_right(command, launcher
         ("dpo", "policy.model=null", "policy.model must be a Hugging Face name or folder, got null: preferences are "),
         ("dpo", "rejected_column=worse", "data.train must have the column 'worse', got ['chosen', 'prompt', "),
         ("dpo", "chat.wrap_prompts=true", "tokenizer must have a chat template for the messages of data.train, got "),
+        ("sft", "learner.critic.model=policy", "learner.critic must be left out in supervised training, "),
+        ("dpo", "learner.critic.model=policy", "learner.critic must be left out in preference training, "),
+        ("train_reward", "learner.critic.learning_rate=0.1", "learner.critic must be left out in reward training, "),
+        ("train_reward", "learner.lora.rank=2", "learner.lora.rank must be null for a reward model, got 2"),
+        ("sft", "learner.lora.rank=2", "learner.lora.rank must be null without policy.model, got 2: what "),
+        ("dpo", "learner.lora={rank: 2, dropout: 0.1}", "learner.lora.dropout must be 0 in preference training, got "),
+        ("dpo", "learner.lora={rank: 2, target_modules: [query]}", "learner.lora.target_modules must be ends of "),
+        ("train", "learner.adam_learning_rate=0.1", "learner.adam_learning_rate must be null unless optimizer is muon"),
+        ("train", "learner.warmup_steps=100", "learner.warmup_steps must be below the 100 optimizer steps of the run"),
+        ("sft", "learner.warmup_steps=1000", "learner.warmup_steps must be below the 1000 optimizer steps of the run"),
+        ("dpo", "learner.warmup_steps=501", "learner.warmup_steps must be below the 500 optimizer steps of the run, "),
+        ("train_reward", "learner.warmup_steps=1001", "learner.warmup_steps must be below the 1000 optimizer steps "),
         ("train", "rewards=[{kind: function, function: 'no_such:f'}]", "reward part function: function must be "),
         ("train", "rewards=[{kind: bleu}]", "prompts.reference_column must be given with reward part bleu of kind "),
         ("train", "rewards=[{kind: bleu, weigth: 1}]", "rewards[0].weigth must be a known key, got an unknown one; "),
@@ -171,6 +183,14 @@ def test_the_configuration_that_the_other_tests_spoil_is_right(command, launcher
 )
 def test_a_setting_that_cannot_be_is_named_with_its_value(command, launcher, override, message):
     assert command.refused(launcher, override).startswith(message)
+
+
+def test_adapters_of_a_supervised_training_are_looked_up_in_its_model(command):
+    model = f"policy.model={command.causal}"
+    assert command.refused("sft", model, "learner.lora={rank: 2, target_modules: [query]}").startswith(
+        "learner.lora.target_modules must be ends of names of linear layers, such as ")
+    with pytest.raises(RayWasAsked):        # where nothing is compared with a reference, dropout may be
+        command("sft", model, "learner.lora={rank: 2, dropout: 0.1, target_modules: [q_proj]}")
 
 
 def test_a_configuration_that_is_not_there_is_named(command):

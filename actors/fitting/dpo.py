@@ -18,6 +18,7 @@ from rlaif.data.supervision import batches
 from rlaif.esfp.model_checks import check_context
 from rlaif.modeling.models import absolute, load_tokenizer, refuse_incomplete
 from rlaif.policy.preference_loss import PreferenceOptions
+from rlaif.running.preflight import check_learner
 from rlaif.running.run_folder import refuse_other_run
 
 
@@ -32,6 +33,7 @@ def run_dpo(config: DpoConfig) -> None:
                         "policy that writes already; launch/sft.py makes one")
     refuse_incomplete(model, "policy.model")
     check_context(model, config.max_tokens, "max_tokens")
+    check_learner(config.learner, "preference training", model, config.steps)
     rows = encoded_pairs(config, load_tokenizer(model))
     train = rows["train"]
     with run_folder(config, [{"learner": config.placement}]) as report:

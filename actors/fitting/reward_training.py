@@ -40,6 +40,7 @@ from rlaif.esfp.slots import SlotTemplate
 from rlaif.esfp.templates import slot_template
 from rlaif.learning.judging_objective import JudgingOptions
 from rlaif.modeling.models import absolute, load_tokenizer, refuse_incomplete, word_tokenizer
+from rlaif.running.preflight import check_learner
 from rlaif.running.report import Report
 from rlaif.running.run_folder import refuse_other_run
 
@@ -54,6 +55,7 @@ def run_reward_training(config: RewardTrainConfig) -> None:
     template = slot_template(config.template)
     explainer = checked_explainer(config.explainer, template)
     refuse_loss(config, template)
+    check_learner(config.learner, "reward training", None, config.steps)
     if config.slot_model.model is None:
         compile_template(template, word_tokenizer(_all_texts({}, template), masked=True))
     else:

@@ -15,6 +15,7 @@ from rlaif.config.train import SftConfig
 from rlaif.data.supervision import batches, is_chat, supervised_rows, supervised_texts
 from rlaif.esfp.model_checks import check_context
 from rlaif.modeling.models import absolute, load_tokenizer, refuse_incomplete, word_tokenizer
+from rlaif.running.preflight import check_learner
 from rlaif.running.run_folder import refuse_other_run
 
 
@@ -28,6 +29,7 @@ def run_sft(config: SftConfig) -> None:
         refuse_incomplete(config.policy.model, "policy.model")
         tokenizer = load_tokenizer(config.policy.model)
         check_context(config.policy.model, config.max_tokens, "max_tokens")
+    check_learner(config.learner, "supervised training", config.policy.model, config.steps)
     texts = {split: supervised_texts(config, split, tokenizer) for split in ("train", "dev")}
     if tokenizer is None:
         tokenizer = word_tokenizer((f"{a} {b}" for part in texts.values() for a, b in part), masked=False)

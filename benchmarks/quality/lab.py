@@ -36,7 +36,7 @@ class Lab:
         return target
 
     def short(self, steps: int) -> list[str]:
-        return [f"steps={steps}"] if self.is_quick else []
+        return [f"steps={steps}", "learner.warmup_steps=0"] if self.is_quick else []
 
     def write_start_models(self) -> None:
         """What the experiments on real data begin with; what is there already stays."""

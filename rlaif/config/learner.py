@@ -19,7 +19,7 @@ class LoraConfig:
 
     rank: int | None = None             # > 0; null trains the weights themselves
     alpha: float | None = None          # > 0, scales the adapters by alpha / rank; null takes 2 rank
-    dropout: float = 0.0                # share of the adapters' inputs, [0, 1); not in reinforcement learning
+    dropout: float = 0.0                # share of the adapters' inputs, [0, 1); in supervised training only
     target_modules: list[str] = field(default_factory=list)     # ends of layer names; none: every linear layer but the
                                                                 # output matrix
 
@@ -51,9 +51,9 @@ class LearnerConfig:
 
     optimizer: str = "adamw"            # adamw | muon (Muon for hidden matrices, AdamW for the rest)
     learning_rate: float = 1e-4         # > 0
-    adam_learning_rate: float | None = None     # of muon's AdamW part; null takes learning_rate
-    schedule: str = "constant"          # constant | linear | cosine: after warm-up, down to zero
-    warmup_steps: int = 0               # optimizer steps, >= 0
+    adam_learning_rate: float | None = None     # of muon's AdamW part, > 0; null takes learning_rate
+    schedule: str = "constant"          # constant | linear | cosine: after warm-up, to be 0 behind the last step
+    warmup_steps: int = 0               # optimizer steps, >= 0, fewer than there are
     weight_decay: float = 0.0           # >= 0
     beta2: float = 0.95                 # AdamW's second moment, 0..1
     max_grad_norm: float = 1.0          # > 0
@@ -73,6 +73,8 @@ class LearnerConfig:
         positive(self, "learning_rate", "max_grad_norm", "micro_batch_tokens")
         require(self.adam_learning_rate is None or 0 < self.adam_learning_rate < math.inf, "adam_learning_rate",
                 "> 0 or null", self.adam_learning_rate)
+        require(self.adam_learning_rate is None or self.optimizer == "muon", "adam_learning_rate",
+                "null unless optimizer is muon", self.adam_learning_rate)
         not_negative(self, "warmup_steps", "weight_decay")
         require(0 <= self.beta2 < 1, "beta2", "in [0, 1)", self.beta2)
         one_of(self, "zero_stage", (0, 1, 2, 3))

@@ -55,7 +55,9 @@ def check_train(config: TrainConfig) -> Checked:
         raise UserError("policy.model must be a Hugging Face name or folder, got null; launch/sft.py makes one")
     check_devices(config)
     refuse_incomplete(config.policy.model, "policy.model")
-    check_learner(config.learner, config.algorithm, config.policy.model)
+    if config.mode != "rollout":
+        num_steps = config.steps * config.algorithm.num_epochs * config.algorithm.num_minibatches
+        check_learner(config.learner, "reinforcement learning", config.policy.model, num_steps, config.algorithm)
     if config.mode == "replay":
         return check_replay(config)
     if config.explainer.source == "column":
@@ -122,17 +124,35 @@ def check_algorithm(algorithm: AlgorithmConfig, rollout: RolloutConfig, plan: Re
                         "under rewards")
 
 
-def check_learner(learner: LearnerConfig, algorithm: AlgorithmConfig, policy: str) -> None:
-    """Raises UserError for options of the learners that the algorithm leaves without effect, and for a critic or
-    adapters that do not fit the models."""
-    if algorithm.advantage != "gae" and learner.critic != CriticConfig():
-        raise UserError(f"learner.critic must be left out with algorithm.advantage = {algorithm.advantage}, got "
-                        f"{learner.critic}; only gae has a critic")
+# kinds of training whose learners drop nothing out, and why
+NO_DROPOUT = {"reinforcement learning": "the policy must be the function that its engine samples from",
+              "preference training": "policy and reference are compared as they are, without dropout"}
+
+
+def check_learner(learner: LearnerConfig, training: str, policy: str | None, num_steps: int,
+                  algorithm: AlgorithmConfig | None = None) -> None:
+    """Raises UserError for options of the learners that would be without effect, and for a critic or adapters that do
+    not fit the models.
+
+    training: what it is called in a message, such as those of NO_DROPOUT. policy: name or folder of the causal LM that
+    is trained; None where there is none yet. num_steps: optimizer steps of the run. algorithm: of reinforcement
+    learning.
+    """
+    has_critic = algorithm is not None and algorithm.advantage == "gae"
+    if not has_critic and learner.critic != CriticConfig():
+        where = f"in {training}" if algorithm is None else f"with algorithm.advantage = {algorithm.advantage}"
+        raise UserError(f"learner.critic must be left out {where}, got {learner.critic}; only gae has a critic")
     if learner.critic.model not in (None, "policy"):
         refuse_incomplete(learner.critic.model, "learner.critic.model")
-    if learner.lora.dropout > 0:
-        raise UserError(f"learner.lora.dropout must be 0 in reinforcement learning, got {learner.lora.dropout:g}: the "
-                        "policy must be the function that its engine samples from")
+    if learner.warmup_steps >= num_steps:
+        raise UserError(f"learner.warmup_steps must be below the {num_steps} optimizer steps of the run, got "
+                        f"{learner.warmup_steps}: the rate would be reached at its end or never")
+    if learner.lora.dropout > 0 and training in NO_DROPOUT:
+        raise UserError(f"learner.lora.dropout must be 0 in {training}, got {learner.lora.dropout:g}: "
+                        f"{NO_DROPOUT[training]}")
+    if learner.lora.rank is not None and policy is None:
+        raise UserError(f"learner.lora.rank must be null without policy.model, got {learner.lora.rank}: what adapters "
+                        "are added to would stay as it was drawn")
     if learner.lora.target_modules:
         refuse_unknown_targets(skeleton(policy, AutoModelForCausalLM), learner.lora)
 

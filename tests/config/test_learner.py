@@ -13,6 +13,7 @@ from rlaif.config.train import TrainConfig
     (lambda: LoraConfig(target_modules=["q_proj"]), "target_modules must be left out without lora.rank, got "),
     (lambda: CriticConfig(learning_rate=0.0), "learning_rate must be > 0 or null, got 0.0"),
     (lambda: LearnerConfig(frozen=["embed"], lora=LoraConfig(rank=4)), "frozen must be empty with lora.rank"),
+    (lambda: LearnerConfig(adam_learning_rate=1e-3), "adam_learning_rate must be null unless optimizer is muon, got "),
     (lambda: LearnerConfig(optimizer="muon", critic=CriticConfig(learning_rate=1e-5)),
      "critic.learning_rate must be null with optimizer: muon"),
 ])

@@ -27,7 +27,7 @@ SHARED_GPU = [f"placement.{role}.num_gpus={share}" for role, share in GPUS.items
 
 # A short run of the quickstart's own configuration.
 SHORT = ("steps=3", "rollout.groups_per_step=4", "rollout.group_size=4", "evaluation.num_prompts=24",
-         "prompts.num_test=24", "report.samples_every=2", *SHARED_GPU)
+         "prompts.num_test=24", "report.samples_every=2", "learner.warmup_steps=0", *SHARED_GPU)
 KEPT = ("stored.write=true",)       # what `short_run` has beside SHORT
 
 

@@ -11,8 +11,7 @@ import pytest
 from tests.real.conftest import Run, run_short
 
 STEPS = 8
-AHEAD = (f"steps={STEPS}", "pipeline.max_staleness=1", "report.samples_every=0", "learner.warmup_steps=0",
-         "evaluation.every=0")
+AHEAD = (f"steps={STEPS}", "pipeline.max_staleness=1", "report.samples_every=0", "evaluation.every=0")
 
 
 @pytest.fixture(scope="module")

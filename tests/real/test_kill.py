@@ -23,7 +23,7 @@ STEPS = 4
 TINY = (f"steps={STEPS}", "rollout.groups_per_step=3", "rollout.group_size=2", "rollout.max_tokens=12",
         "evaluation.num_prompts=4", "prompts.num_test=4", "evaluation.every=2", "evaluation.select_by=reward",
         "report.samples_every=0", "explainer.max_tokens=12", "placement.learner.num_actors=1",
-        "checkpoint.every=1", *SHARED_GPU)
+        "checkpoint.every=1", "learner.warmup_steps=0", *SHARED_GPU)
 WALL_CLOCK = ("wall_s", "samples_per_s", "peak_rss_gb")
 
 

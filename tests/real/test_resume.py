@@ -77,7 +77,8 @@ def test_the_best_weights_on_dev_are_kept(tmp_path: Path) -> None:
 def supervised(folder: Path) -> list[str]:
     on_gpu = ("placement.num_actors=1", "placement.num_gpus=1") if GPUS else ()
     return ["launch/sft.py", "configs/scenes_policy.yaml", f"output_dir={folder}", "steps=20", "log_every=5",
-            "checkpoint_every=5", "data.num_train=500", "data.num_dev=32", f"policy.model={START / 'policy'}", *on_gpu]
+            "learner.warmup_steps=10", "checkpoint_every=5", "data.num_train=500", "data.num_dev=32",
+            f"policy.model={START / 'policy'}", *on_gpu]
 
 
 @pytest.fixture(scope="module")

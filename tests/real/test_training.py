@@ -27,7 +27,7 @@ def losses(folder: Path) -> list[float]:
 def test_sft_learns_and_leaves_a_hugging_face_folder(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     done = launch("launch/sft.py", "configs/scenes_policy.yaml", f"output_dir={folder}", "steps=12", "log_every=4",
-                  "data.num_train=1000", "data.num_dev=32", *ON_GPU)
+                  "learner.warmup_steps=8", "data.num_train=1000", "data.num_dev=32", *ON_GPU)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     first, *_, last = losses(folder)
     assert last < first - 0.5
@@ -53,7 +53,7 @@ def test_a_reward_folder_is_trained_on_what_the_explainer_wrote(tmp_path: Path, 
     folder = tmp_path / "reward"
     done = launch("launch/train_reward.py", "configs/scenes_reward.yaml", f"output_dir={folder}", "steps=12",
                   "log_every=4", f"explainer.model={START / 'explainer'}", *SMALL,
-                  f"learner.zero_stage={zero_stage}", *REWARD_ON_GPU)
+                  f"learner.zero_stage={zero_stage}", "learner.warmup_steps=8", *REWARD_ON_GPU)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     first, *_, last = losses(folder)
     assert last < first

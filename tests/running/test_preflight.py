@@ -171,6 +171,10 @@ def test_room_for_the_prompt_is_what_the_completion_leaves(config):
          "learner.critic.model must be a model folder, got 'no/such/critic', which is not there"),
         ({"learner": {"lora": LoraConfig(rank=2, dropout=0.1)}},
          "learner.lora.dropout must be 0 in reinforcement learning, got 0.1: "),
+        ({"learner": {"warmup_steps": 100}},
+         "learner.warmup_steps must be below the 100 optimizer steps of the run, got 100: the rate would be reached "),
+        ({"learner": {"warmup_steps": 401}, "algorithm": {"num_epochs": 2, "num_minibatches": 2}},
+         "learner.warmup_steps must be below the 400 optimizer steps of the run, got 401: the rate would be reached "),
         ({"learner": {"lora": LoraConfig(rank=2, target_modules=["q_proj", "query"])}},
          "learner.lora.target_modules must be ends of names of linear layers, such as "),
     ],
@@ -183,6 +187,11 @@ def test_updates_that_do_not_fit_rollouts_rewards_or_models_are_refused(config, 
     with pytest.raises(UserError) as caught:
         check_train(config)
     assert str(caught.value).startswith(message)
+
+
+def test_rollouts_alone_are_not_asked_for_a_learner_that_fits(config):
+    config.mode, config.learner = "rollout", dataclasses.replace(config.learner, warmup_steps=100)
+    check_train(config)
 
 
 def shared(**changed):
