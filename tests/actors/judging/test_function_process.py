@@ -144,7 +144,7 @@ def test_a_function_may_change_the_lists_that_it_is_given(process):
 
 
 def test_an_answer_is_counted_against_the_rows_that_were_asked(process):
-    with pytest.raises(Lost, match="must return a number or None for each of 4 rows, got 6$"):
+    with pytest.raises(Lost, match=r"must return a number or None for each of 4 rows, got 6$"):
         process("grows").call(ROWS)
 
 
@@ -157,7 +157,7 @@ def test_an_answer_of_another_length_than_the_rows_is_refused_here_too(process, 
     mine = process("lengths")
     mine.start()
     monkeypatch.setattr(mine._child, "exchange", lambda *_: {"values": [1.0], "faults": {}})
-    with pytest.raises(Lost, match="must return a number or None for each of 4 rows, got 1$"):
+    with pytest.raises(Lost, match=r"must return a number or None for each of 4 rows, got 1$"):
         mine.call(ROWS)
 
 
