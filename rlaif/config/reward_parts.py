@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass, field
 from rlaif.config.checks import UserError, not_negative, one_of, positive, require
 from rlaif.config.reward_options import OPTIONS, complete_options
 
-__all__ = ["GATES", "KINDS", "TRANSFORMS", "RewardPartConfig", "check_parts"]
+__all__ = ["GATES", "KINDS", "TIMED", "TRANSFORMS", "RewardPartConfig", "check_parts"]
 
 KINDS = ("judge", "function", *OPTIONS)
 TRANSFORMS = ("none", "log_sigmoid", "rank", "clip")
 SCOPES = ("group", "batch")
 GATES = ("none", "multiply", "positive_only", "minimum")
+TIMED = ("function", "exact_match", "regex", "json_schema")     # called in a process of their own, which can be ended
+TIMEOUT_S = 60.0
 
 
 @dataclass
@@ -37,7 +39,7 @@ class RewardPartConfig:
     gate: str = "none"                  # none | multiply | positive_only | minimum: how gated_by acts on this part
     gated_by: list[str] = field(default_factory=list)       # names of other parts; all of them act
 
-    timeout_s: float = 60.0             # of a call with a batch, > 0; not of a judge
+    timeout_s: float = TIMEOUT_S        # of a call with a batch, > 0; of the kinds in TIMED
     max_skipped: int = 0                # rows without a usable answer that an actor may leave unjudged in a run, >= 0
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class RewardPartConfig:
             value = getattr(self, name)
             require(value is None or math.isfinite(value), name, "finite", value)
         positive(self, "timeout_s")
+        require(self.kind in TIMED or self.timeout_s == TIMEOUT_S, "timeout_s",
+                f"left at {TIMEOUT_S:g} unless kind is {', '.join(TIMED[:-1])} or {TIMED[-1]}", self.timeout_s)
         not_negative(self, "max_skipped")
         require(self.kind != "judge" or self.max_skipped == 0, "max_skipped", "0 with kind judge", self.max_skipped)
         self._check_function()

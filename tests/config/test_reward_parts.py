@@ -6,7 +6,7 @@ import pytest
 from rlaif.config.checks import UserError
 from rlaif.config.files import load, resolved_yaml
 from rlaif.config.reward_options import OPTIONS, complete_options
-from rlaif.config.reward_parts import KINDS, RewardPartConfig
+from rlaif.config.reward_parts import KINDS, TIMED, RewardPartConfig
 from rlaif.config.train import RewardConfig, RoleConfig
 from rlaif.rewards.plan import plan_rewards
 from rlaif.rewards.rules import RULES
@@ -35,6 +35,7 @@ def from_yaml(tmp_path, text):
 def test_every_kind_of_rule_has_options_and_a_rule():
     assert tuple(OPTIONS) == tuple(kind for kind in KINDS if kind not in ("judge", "function"))
     assert set(RULES) == set(OPTIONS)
+    assert set(TIMED) == {"function"} | {kind for kind, rule in RULES.items() if rule.may_hang}
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
@@ -53,6 +54,8 @@ def test_a_part_is_called_by_its_kind_and_completed_with_the_options_defaults(ki
         ({"weight": math.nan}, "weight must be finite, got nan"),
         ({"weight": math.inf}, "weight must be finite, got inf"),
         ({"timeout_s": 0.0}, "timeout_s must be > 0, got 0.0"),
+        ({"timeout_s": 30.0}, "timeout_s must be left at 60 unless kind is function, exact_match, regex or json_schem"),
+        ({"kind": "judge", "timeout_s": 30.0}, "timeout_s must be left at 60 unless kind is function, exact_match, "),
         ({"max_skipped": -1}, "max_skipped must be >= 0, got -1"),
         ({"kind": "judge", "max_skipped": 1}, "max_skipped must be 0 with kind judge, got 1"),
         ({"function": "mine:it"}, "function must be null unless kind is function, got 'mine:it'"),
@@ -202,7 +205,9 @@ def test_without_a_group_transforms_that_compare_are_left_out():
 
 def test_the_fingerprint_follows_what_decides_a_reward_only():
     first = plan_rewards(JUDGE, [part()]).fingerprint()
-    assert first == plan_rewards(JUDGE, [part(timeout_s=1.0, max_skipped=3)]).fingerprint()
+    assert first == plan_rewards(JUDGE, [part(max_skipped=3)]).fingerprint()
+    assert (plan_rewards(JUDGE, [part("regex")]).fingerprint()
+            == plan_rewards(JUDGE, [part("regex", timeout_s=1.0)]).fingerprint())
     others = [plan_rewards(JUDGE, [part(**change)]).fingerprint() for change in (
         {"weight": 2.0}, {"options": {"max_order": 2}}, {"transform": "rank"}, {"name": "b"})]
     assert len({first, *others}) == 5
