@@ -124,20 +124,22 @@ def reinforce_pp_baseline(rewards: Tensor, group_index: Tensor, *, is_counted: T
     return _finish(whiten(difference, is_counted, eps=eps), groups, rewards)
 
 
-def reinforce(rewards: Tensor, baseline: float | None) -> Tensor:
+def reinforce(rewards: Tensor, baseline: float | None, *, is_counted: Tensor | None = None) -> Tensor:
     """Advantages `[N]`: the reward less a number that does not depend on this batch, in the unit of the reward.
 
         A_i = r_i - b
 
     rewards: `[N]` float. baseline: b, the running mean of the rewards of earlier steps; None at the first step, where
-    the mean of the other rows of the batch stands in, and 0 if there are none.
+    the mean of the other rows of the batch stands in, and 0 if there are none. is_counted: `[N]` bool, rows that this
+    mean is taken of; None for all.
 
     Source: Williams 1992, Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning.
     """
     if baseline is not None:
         return rewards - baseline
-    others = max(1, len(rewards) - 1)
-    return rewards - (rewards.sum() - rewards) / others
+    counted = torch.ones_like(rewards) if is_counted is None else is_counted.to(rewards.dtype)
+    total, others = (counted * rewards).sum(), counted.sum() - counted
+    return rewards - (total - counted * rewards) / others.clamp(min=1)
 
 
 def group_statistics(rewards: Tensor, group_index: Tensor) -> dict[str, Metric]:

@@ -96,7 +96,8 @@ ESTIMATORS: dict[str, Callable[[_Signals, AlgorithmConfig], Tensor]] = {
         is_counted=signals.of_tokens(signals.is_counted)),
     "reinforce_pp_baseline": lambda signals, options: reinforce_pp_baseline(
         signals.rewards, signals.group_index, is_counted=signals.is_counted),
-    "reinforce": lambda signals, options: reinforce(signals.rewards, signals.baseline),
+    "reinforce": lambda signals, options: reinforce(
+        signals.rewards, signals.baseline, is_counted=signals.is_counted),
     "gae": lambda signals, options: gae(
         signals.token_rewards, signals.values, signals.num_tokens, gamma=options.gamma, lam=options.lam)[0],
 }
@@ -111,8 +112,8 @@ def estimate(inputs: AdvantageInputs, options: AlgorithmConfig, state: MovingBas
     Penalties come first: `overlong_penalty`, and with kl_in = reward the KL, kl_coefficient times KL(policy ||
     reference) at every token. Then the estimator that `options.advantage` names; then whitening over rows, or over
     tokens where advantages differ between them. Rows that are masked out for being cut take part in the baseline of
-    their group, but not in means over the batch. At last rows whose advantage lies more than advantage_limit standard
-    deviations off the batch's mean are masked out.
+    their group, but not in means over the batch, of which the baseline of `reinforce` is made. At last rows whose
+    advantage lies more than advantage_limit standard deviations off the batch's mean are masked out.
 
     Metrics: those of `group_statistics` on the rewards as they came; `cut_share` of rows; `overlong_penalty`, mean
     over rows; `reward_kl`, nats a completion by kl_estimator; `outlier_share` of rows; `advantage_size`, mean of |A|
@@ -149,7 +150,8 @@ def estimate(inputs: AdvantageInputs, options: AlgorithmConfig, state: MovingBas
         metrics["explained_variance"] = _explained_variance(returns, signals.values)
     if options.advantage == "reinforce":
         metrics["baseline"] = Mean(state.value or 0.0, int(state.value is not None))
-        state = state.after(float(signals.rewards.mean()), options.baseline_decay) if len(rewards) else state
+        if kept.any():
+            state = state.after(float(signals.rewards[kept].mean()), options.baseline_decay)
 
     is_per_token = options.advantage in TOKEN_ADVANTAGES
     if options.whiten == "batch":

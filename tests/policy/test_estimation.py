@@ -41,6 +41,7 @@ OPTIONS = {name: {"advantage": name} for name in ESTIMATORS} | {
     "gdpo": {"parts": "separate", "whiten": "batch"},
     "overlong_penalty": {"advantage": "rloo", "overlong": "penalty", "overlong_buffer": 2, "overlong_penalty": 0.5},
     "overlong_mask": {"advantage": "dr_grpo", "overlong": "mask", "whiten": "batch"},
+    "masked_reinforce": {"advantage": "reinforce", "overlong": "mask", "baseline_decay": 0.5},
     "limited": {"advantage": "dr_grpo", "advantage_limit": 1.2},
 }
 
@@ -75,7 +76,7 @@ def plain(given, options, baseline):
     def per_row(i):
         group = [whole[j] for j in mates(i)]
         if options.advantage == "reinforce":
-            others = [whole[j] for j in rows if j != i]
+            others = [whole[j] for j in rows if j != i and kept[j]]
             return whole[i] - (statistics.mean(others) if baseline is None else baseline)
         if options.parts == "separate":
             return sum(weight * deviations(i, [terms.get(name) for terms in given.reward_terms])
@@ -218,6 +219,21 @@ def test_the_moving_baseline_learns_from_the_step_only_after_it():
     assert [row[0] for row in second.advantages] == pytest.approx([r - 2.2 for r in (1, 0, 2, 5, 3)])
     assert values(second.metrics)["baseline"] == pytest.approx(2.2)
     assert estimate(inputs(), AlgorithmConfig(), first.state).state == first.state
+
+
+def test_rows_that_are_masked_for_their_length_are_no_part_of_the_moving_baseline():
+    options = AlgorithmConfig(advantage="reinforce", overlong="mask", baseline_decay=0.5)
+    given = AdvantageInputs([1.0, 1.0, 0.0, 0.0], [0, 0, 1, 1], [1] * 4, [False, False, True, True], 1)
+    first = estimate(given, options, MovingBaseline())
+    assert first.kept == [True, True, False, False]
+    assert flat(first.advantages) == [0.0, 0.0, -1.0, -1.0]     # the mean of the others that are kept
+    assert first.state.value == 1.0
+    second = estimate(dataclasses.replace(given, rewards=[3.0, 2.0, 0.0, 9.0]), options, first.state)
+    assert flat(second.advantages) == [2.0, 1.0, -1.0, 8.0]
+    assert (second.state.total, second.state.weight) == (0.5 * 0.5 + 0.5 * 2.5, 0.75)
+    # where every row is cut nothing is learnt, nor remembered
+    third = estimate(dataclasses.replace(given, is_cut=[True] * 4), options, second.state)
+    assert third.state == second.state and not any(third.kept)
 
 
 def test_the_critic_by_hand():
