@@ -7,7 +7,9 @@ messages, of which the last is not the assistant's: the policy writes that one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
@@ -19,6 +21,7 @@ from rlaif.config.prompts import ChatConfig
 ROLES = ("system", "user", "assistant", "tool")
 
 Message = dict[str, Any]
+MARK = "\u2e28answer\u2e29"     # stands for an answer: no template and no text has it
 
 
 class BadConversation(ValueError):
@@ -105,16 +108,48 @@ def templated(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, c
     Special tokens are in it: it is tokenized without further ones. Raises BadConversation with the template's own
     words where it refuses the messages, and where it leaves out what the user says (one for images does so).
     """
-    if config.system is not None and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": config.system}, *messages]
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True,
-                                             **config.template_options)
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadConversation(f"must suit the tokenizer's chat template, got: {reason}") from error
+    text = _rendered(messages, tokenizer, config, add_generation_prompt=True)
     said = judged_text(messages, "last_user").strip()
     if said not in text:
         raise BadConversation(f"must be written out by the tokenizer's chat template, got no {shown(said)} in "
                               f"{shown(text)}")
     return text
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a chat template writes around the assistant's answer, behind the text that the policy goes on from."""
+
+    before: str     # such as an empty space for thoughts
+    end: str        # the special token that ends the turn; "" where the template has none
+
+
+def assistants_turn(messages: Sequence[Message], prompt: str, tokenizer: PreTrainedTokenizerBase, config: ChatConfig
+                    ) -> Turn:
+    """The turn that answers `messages`, whose text up to there is `prompt`, as `templated` gave it.
+
+    The template is shown a mark for an answer. What it puts behind counts up to the first special token, and not at all
+    where there is text too: that opens another turn. Raises BadConversation as `templated`.
+    """
+    text = _rendered([*messages, {"role": "assistant", "content": MARK}], tokenizer, config,
+                     add_generation_prompt=False)
+    before, mark, behind = text.partition(MARK)
+    if not mark:
+        raise BadConversation("must be written out by the tokenizer's chat template, got no answer of the assistant in "
+                              f"{shown(text)}")
+    special = "|".join(re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    ends = re.fullmatch(rf"(\s*(?:{special}))(?:\s|{special})*", behind) if special else None
+    # A template that opens the turn with more than it leaves in the end (thoughts) puts nothing between.
+    return Turn(before.removeprefix(prompt) if before.startswith(prompt) else "", ends[1] if ends else "")
+
+
+def _rendered(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, config: ChatConfig, *,
+              add_generation_prompt: bool) -> str:
+    if config.system is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": config.system}, *messages]
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False,
+                                             add_generation_prompt=add_generation_prompt, **config.template_options)
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadConversation(f"must suit the tokenizer's chat template, got: {reason}") from error

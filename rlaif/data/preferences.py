@@ -18,7 +18,8 @@ Pair = tuple[str, str, str]     # input, chosen, rejected
 
 
 def preference_texts(config: DpoConfig, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
-    """(input, chosen, rejected) texts of the `split` ("train" or "dev").
+    """(input, chosen, rejected) texts of the `split` ("train" or "dev"); the sides in chat are all that the template
+    puts behind the input.
 
     Raises UserError naming the key and the row: what `read_inputs` refuses, a completion that is no text, and a pair of
     equal sides, which says nothing.
@@ -26,14 +27,14 @@ def preference_texts(config: DpoConfig, split: str, tokenizer: PreTrainedTokeniz
     rows, inputs = read_inputs(config, split, [], tokenizer)
     key, source = f"data.{split}", getattr(config.data, split)
     found = []
-    for number, (row, text) in enumerate(zip(rows, inputs, strict=True)):
+    for number, (row, read) in enumerate(zip(rows, inputs, strict=True)):
         where = f"row {number} of {source!r}"
         chosen, rejected = (_answer(row, column, key, where) for column in (config.chosen_column,
                                                                             config.rejected_column))
         if chosen == rejected:
             raise UserError(f"{key} must have two different sides, got {shown(chosen)} twice in {where}; take the row "
                             "out")
-        found.append((text, chosen, rejected))
+        found.append((read.text, read.target(chosen), read.target(rejected)))
     return found
 
 
@@ -56,13 +57,14 @@ def _answer(row: dict[str, Any], column: str, key: str, where: str) -> str:
 
 def preference_rows(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, max_tokens: int, key: str, *,
                     is_templated: bool) -> pa.Table:
-    """PREFERENCE rows; both completions end with the tokenizer's end token. is_templated: inputs went through a chat
-    template.
+    """PREFERENCE rows; both completions end as rlaif.data.supervision.target_ids says. is_templated: texts went through
+    a chat template.
 
     Raises UserError if any row is longer than max_tokens, how many and the first, or has an input without a token.
     """
     prompts = input_ids([pair[0] for pair in pairs], tokenizer, key, is_templated=is_templated)
-    chosen, rejected = (target_ids([pair[side] for pair in pairs], tokenizer, key) for side in (1, 2))
+    chosen, rejected = (target_ids([pair[side] for pair in pairs], tokenizer, key, is_templated=is_templated)
+                        for side in (1, 2))
     refuse_long([len(prompt) + max(len(a), len(b)) for prompt, a, b in zip(prompts, chosen, rejected, strict=True)],
                 max_tokens, key)
     return from_rows([{"prompt_ids": prompt, "chosen_ids": a, "rejected_ids": b}

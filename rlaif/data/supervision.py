@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +15,9 @@ from rlaif.batch import SUPERVISED, from_rows
 from rlaif.config.checks import UserError
 from rlaif.config.prompts import ChatConfig
 from rlaif.config.train import SftConfig, SupervisedDataConfig
-from rlaif.data.chat import BadConversation, conversation, refuse_without_template, templated
+from rlaif.data.chat import BadConversation, Turn, assistants_turn, conversation, refuse_without_template, templated
 from rlaif.data.tables import read_rows
+from rlaif.modeling.models import stop_ids
 
 
 class InputConfig(Protocol):
@@ -27,6 +29,21 @@ class InputConfig(Protocol):
     chat: ChatConfig
 
 
+PLAIN = Turn("", "")     # nothing stands around an answer
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the model reads of a row before the text it learns, and what stands around that."""
+
+    text: str
+    turn: Turn = PLAIN
+
+    def target(self, answer: str) -> str:
+        """What is learnt of `answer`, but for an end token behind."""
+        return self.turn.before + answer + self.turn.end
+
+
 def is_chat(config: InputConfig) -> bool:
     """Whether inputs go through the tokenizer's chat template, which writes their special tokens."""
     return config.messages_column is not None or config.chat.wrap_prompts
@@ -34,14 +51,15 @@ def is_chat(config: InputConfig) -> bool:
 
 def supervised_texts(config: SftConfig, split: str, tokenizer: PreTrainedTokenizerBase | None = None
                      ) -> list[tuple[str, str]]:
-    """(input, target) texts of the `split` ("train" or "dev"). tokenizer: needed for chat, see `read_inputs`."""
+    """(input, target) texts of the `split` ("train" or "dev"); a target in chat is all that the template puts behind
+    the input. tokenizer: needed for chat, see `read_inputs`."""
     rows, inputs = read_inputs(config, split, [config.target_column], tokenizer)
-    return [(text, row[config.target_column]) for text, row in zip(inputs, rows, strict=True)]
+    return [(each.text, each.target(row[config.target_column])) for each, row in zip(inputs, rows, strict=True)]
 
 
 def read_inputs(config: InputConfig, split: str, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase | None
-                ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of the `split` ("train" or "dev"), which have the text `columns`, and the input text of each: any column
+                ) -> tuple[list[dict[str, Any]], list[Input]]:
+    """The rows of the `split` ("train" or "dev"), which have the text `columns`, and the input of each: any column
     may be a field of `input_template`, whose text is the input or, with chat.wrap_prompts, the user's message; or the
     messages of `messages_column` are. Messages go through the chat template of `tokenizer`.
 
@@ -52,7 +70,7 @@ def read_inputs(config: InputConfig, split: str, columns: Sequence[str], tokeniz
     rows = read_rows(source, columns=sorted(fields | set(columns)), num_rows=getattr(config.data, f"num_{split}"),
                      seed=config.data.seed, key=key)
     if not is_chat(config):
-        return rows, [config.input_template.format(**row) for row in rows]
+        return rows, [Input(config.input_template.format(**row)) for row in rows]
     if tokenizer is None:
         raise UserError("policy.model must name a chat model with messages_column or chat.wrap_prompts, got null: a "
                         "model built from nothing has no chat template")
@@ -62,7 +80,8 @@ def read_inputs(config: InputConfig, split: str, columns: Sequence[str], tokeniz
         try:
             messages = (conversation(row.get(config.messages_column)) if config.messages_column else
                         [{"role": "user", "content": config.input_template.format(**row)}])
-            inputs.append(templated(messages, tokenizer, config.chat))
+            text = templated(messages, tokenizer, config.chat)
+            inputs.append(Input(text, assistants_turn(messages, text, tokenizer, config.chat)))
         except BadConversation as error:
             column = f" column {config.messages_column!r}" if config.messages_column else ""
             raise UserError(f"{key}{column} {error}; row {number} of {source!r}") from error
@@ -82,13 +101,12 @@ def _fields(template: str) -> set[str]:
 
 def supervised_rows(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_tokens: int, key: str, *,
                     is_templated: bool = False) -> pa.Table:
-    """SUPERVISED rows; the target ends with the tokenizer's end token. is_templated: inputs went through a chat
-    template.
+    """SUPERVISED rows; the target ends as `target_ids` says. is_templated: texts went through a chat template.
 
     Raises UserError if any row is longer than max_tokens, how many and the first, or has an input without a token.
     """
     inputs = input_ids([text for text, _ in texts], tokenizer, key, is_templated=is_templated)
-    targets = target_ids([text for _, text in texts], tokenizer, key)
+    targets = target_ids([text for _, text in texts], tokenizer, key, is_templated=is_templated)
     rows = [{"prompt_ids": ids, "completion_ids": target} for ids, target in zip(inputs, targets, strict=True)]
     refuse_long([len(ids) + len(target) for ids, target in zip(inputs, targets, strict=True)], max_tokens, key)
     return from_rows(rows, SUPERVISED)
@@ -104,12 +122,15 @@ def input_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, key: str
     return found
 
 
-def target_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, key: str) -> list[list[int]]:
-    """The tokens of what is learnt, each with the end token behind."""
+def target_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, key: str, *, is_templated: bool
+               ) -> list[list[int]]:
+    """The tokens of what is learnt, each with the tokenizer's end token behind: unless a chat template has ended the
+    turn with a token at which engines end a completion of this model too, such as <|im_end|>."""
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer must have an end token for {key}, got none; set eos_token in its folder")
     found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [[*ids, tokenizer.eos_token_id] for ids in found]
+    ends = stop_ids(tokenizer.name_or_path, tokenizer) if is_templated else set()
+    return [ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id] for ids in found]
 
 
 def refuse_long(lengths: Sequence[int], max_tokens: int, key: str) -> None:

@@ -21,6 +21,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -109,6 +110,18 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model name or folder. Raises UserError, one line, where there is none to load."""
     with _one_line("tokenizer", model):
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+
+
+def stop_ids(model: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens at which an engine ends a completion of a model name or folder: the tokenizer's end token, and those
+    of generation_config.json or, where there is none, of config.json."""
+    found: set[int | None] = {tokenizer.eos_token_id}
+    for kind in (GenerationConfig, AutoConfig):
+        with contextlib.suppress(OSError, ValueError):
+            ends = kind.from_pretrained(model).eos_token_id
+            found.update(ends if isinstance(ends, list) else [ends])
+            break
+    return {token for token in found if token is not None}
 
 
 @contextlib.contextmanager

@@ -4,7 +4,16 @@ import pytest
 
 from rlaif.config.checks import UserError
 from rlaif.config.prompts import ChatConfig
-from rlaif.data.chat import BadConversation, conversation, judged_text, refuse_without_template, templated, text_fault
+from rlaif.data.chat import (
+    BadConversation,
+    Turn,
+    assistants_turn,
+    conversation,
+    judged_text,
+    refuse_without_template,
+    templated,
+    text_fault,
+)
 from rlaif.modeling.models import word_tokenizer
 
 CHATML = ("{% for message in messages %}"
@@ -54,6 +63,33 @@ def test_a_template_that_leaves_out_what_the_user_says_is_refused():
     assert str(caught.value) == "must be written out by the tokenizer's chat template, got no 'red cat?' in 'user:;'"
     deaf.chat_template = "{{ messages[-1].content | trim }}:"
     assert templated([{"role": "user", "content": " red cat\n"}], deaf, ChatConfig()) == "red cat:"
+
+
+@pytest.mark.parametrize(("opened", "written", "turn"), [
+    ("<bos>", "<bos>{a}<eos>", Turn("", "<eos>")),
+    ("<bos>", "<bos> {a} <eos>\n", Turn(" ", " <eos>")),
+    ("<bos>", "<bos>{a}<eos>\n<pad>", Turn("", "<eos>")),                          # as Phi-3 does
+    ("<bos>", "<bos>[thoughts][]{a}<eos>", Turn("[thoughts][]", "<eos>")),          # as Qwen3 does
+    ("<bos>[thoughts]", "<bos>{a}<eos>", Turn("", "<eos>")),                        # as R1 does
+    ("<bos>", "<bos>{a}\n", Turn("", "")),
+    ("<bos>", "<bos>{a}<bos>user:", Turn("", "")),                                  # the turn after it
+])
+def test_what_a_template_writes_around_an_answer(opened, written, turn):
+    made = word_tokenizer(["red cat"], masked=False)
+    before, after = written.split("{a}")
+    made.chat_template = ("{% for m in messages %}{% if m.role == 'assistant' %}" + before + "{{ m.content }}" + after
+                          + "{% else %}{{ m.content }};{% endif %}{% endfor %}"
+                          + "{% if add_generation_prompt %}" + opened + "{% endif %}")
+    prompt = templated([ASK], made, ChatConfig())
+    assert prompt == "red cat?;" + opened
+    assert assistants_turn([ASK], prompt, made, ChatConfig()) == turn
+
+
+def test_a_template_that_leaves_out_the_answer_is_refused(tokenizer):
+    deaf = word_tokenizer(["red cat"], masked=False)
+    deaf.chat_template = "{{ messages[0].content }}:"
+    with pytest.raises(BadConversation, match=r"chat template, got no answer of the assistant in 'red cat\?:'$"):
+        assistants_turn([ASK], "red cat?:", deaf, ChatConfig())
 
 
 @pytest.mark.parametrize(

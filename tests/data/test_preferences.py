@@ -64,6 +64,18 @@ def test_chat_models_read_the_prompt_through_their_template(config, tokenizer):
     assert chat.convert_ids_to_tokens(rows["prompt_ids"][0].as_py()) == wanted
 
 
+def test_both_sides_in_chat_end_as_the_template_ends_the_turn(config):
+    chat = word_tokenizer(["red cat dog so it is user assistant"], masked=False)
+    chat.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    chat.chat_template = ("{% for m in messages %}{{ m.role }} {{ m.content }} <end>{% endfor %}"
+                          "{% if add_generation_prompt %}assistant {% endif %}")
+    assert preference_texts(config(chat=ChatConfig(wrap_prompts=True)), "dev", chat) == [
+        ("user red cat <end>assistant ", "so it is <end>", "so <end>")]
+    rows = encoded_pairs(config(chat=ChatConfig(wrap_prompts=True)), chat)["dev"].to_pylist()
+    assert chat.convert_ids_to_tokens(rows[0]["chosen_ids"]) == ["so", "it", "is", "<end>", "<eos>"]
+    assert chat.convert_ids_to_tokens(rows[0]["rejected_ids"]) == ["so", "<end>", "<eos>"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

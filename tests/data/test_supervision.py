@@ -2,13 +2,14 @@ import json
 from collections import Counter
 
 import pytest
+from transformers import GenerationConfig
 
 from rlaif.batch import SUPERVISED, check
 from rlaif.config.checks import UserError
 from rlaif.config.prompts import ChatConfig
 from rlaif.config.train import SftConfig, SupervisedDataConfig
 from rlaif.data.supervision import batches, supervised_rows, supervised_texts
-from rlaif.modeling.models import word_tokenizer
+from rlaif.modeling.models import load_tokenizer, word_tokenizer
 
 ROWS = [{"prompt": "red {cat}", "completion": "so", "note": "n0"},
         {"prompt": "dog", "completion": "it is", "note": "n1"}]
@@ -61,15 +62,39 @@ def chat_tokenizer():
 def test_a_prompt_or_messages_go_through_the_chat_template(config, chat_tokenizer, tmp_path):
     config.chat = ChatConfig(wrap_prompts=True, system="is")
     assert supervised_texts(config, "train", chat_tokenizer)[1] == (
-        "<bos> system is <bos> user dog <bos> assistant", "it is")
+        "<bos> system is <bos> user dog <bos> assistant", " it is")
     turns = [{"role": "user", "content": "dog"}, {"role": "assistant", "content": "so"},
              {"role": "user", "content": "cat"}]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"turns": turns, "completion": "it is"}))
     config.chat, config.messages_column = ChatConfig(), "turns"
     texts = supervised_texts(config, "train", chat_tokenizer)
-    assert texts == [("<bos> user dog <bos> assistant so <bos> user cat <bos> assistant", "it is")]
+    assert texts == [("<bos> user dog <bos> assistant so <bos> user cat <bos> assistant", " it is")]
     row = supervised_rows(texts, chat_tokenizer, 20, "data.train", is_templated=True).to_pylist()[0]
     assert chat_tokenizer.convert_ids_to_tokens(row["prompt_ids"]) == texts[0][0].split()
+    assert chat_tokenizer.convert_ids_to_tokens(row["completion_ids"]) == ["it", "is", "<eos>"]
+
+
+@pytest.mark.parametrize(("stops", "ends"), [(["<|im_end|>", "<eos>"], ["<|im_end|>"]),
+                                             (["<eos>"], ["<|im_end|>", "<eos>"]),
+                                             (None, ["<|im_end|>", "<eos>"])])
+def test_a_target_in_chat_ends_as_the_template_ends_the_turn(config, tmp_path, stops, ends):
+    made = word_tokenizer(["red cat dog so it is user assistant { }"], masked=False)
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = ("{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|>\n{% endfor %}"
+                          "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}")
+    made.save_pretrained(tmp_path / "model")
+    if stops is not None:
+        GenerationConfig(eos_token_id=made.convert_tokens_to_ids(stops)).save_pretrained(tmp_path / "model")
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    config.chat = ChatConfig(wrap_prompts=True)
+    texts = supervised_texts(config, "train", tokenizer)
+    assert texts[1] == ("<|im_start|> user dog <|im_end|>\n<|im_start|> assistant ", "it is <|im_end|>")
+    rows = supervised_rows(texts, tokenizer, 20, "data.train", is_templated=True).to_pylist()
+    # where an engine would not stop at it the end token follows
+    assert tokenizer.convert_ids_to_tokens(rows[1]["completion_ids"]) == ["it", "is", *ends]
+    config.chat = ChatConfig()
+    rows = supervised_rows(supervised_texts(config, "train", tokenizer), tokenizer, 20, "data.train").to_pylist()
+    assert tokenizer.convert_ids_to_tokens(rows[1]["completion_ids"]) == ["it", "is", "<eos>"], "plain text"
 
 
 def test_messages_that_cannot_be_used_are_named_with_their_row(config, chat_tokenizer, tokenizer, tmp_path):
