@@ -13,6 +13,9 @@ Where the two differ by definition:
   clip_low 1.
 - TRL's entropy bonus is a mean over tokens whatever the loss's own mean is: compared where that is one over tokens.
 - TRL's rloo has one ratio a completion, the product of its tokens': ratio product.
+- TRL weighs by proximal / rollout probability where vLLM writes; here its trainer is told that vLLM did. Of its
+  proximal logprobs, which it computes itself, ours are put in the place. "truncated" is also bounded below by it if
+  asked to, here never.
 - TRL's parts that are normalised one by one are normalised again over the batch: `whiten: batch`.
 """
 
@@ -53,6 +56,17 @@ GRPO_CASES = {
              {"ratio": "sequence", "mean": "sequence", "clip_low": 0.03, "clip_high": 0.04, "kl_coefficient": 0.0}),
     "dual_clip": ({"loss_type": "dapo", "delta": 1.3}, {"dual_clip": 1.3, "kl_coefficient": 0.0}),
     "entropy": ({"loss_type": "dapo", "entropy_coef": 0.05}, {"entropy_coefficient": 0.05, "kl_coefficient": 0.0}),
+    "truncated": ({"loss_type": "dapo", "vllm_importance_sampling_mode": "token_truncate",
+                   "vllm_importance_sampling_clip_max": 1.2},
+                  {"importance": "truncate", "importance_cap": 1.2, "kl_coefficient": 0.0}),
+    "truncated_sequence": ({"loss_type": "grpo", "vllm_importance_sampling_mode": "sequence_truncate",
+                            "vllm_importance_sampling_clip_max": 1.2},
+                           {"importance": "truncate", "importance_level": "sequence", "importance_cap": 1.2,
+                            "mean": "sequence", "kl_coefficient": 0.0}),
+    "masked": ({"loss_type": "dapo", "vllm_importance_sampling_mode": "token_mask",
+                "vllm_importance_sampling_clip_min": 0.8, "vllm_importance_sampling_clip_max": 1.2, "beta": 0.02,
+                "use_bias_correction_kl": False},
+               {"importance": "mask", "importance_floor": 0.8, "importance_cap": 1.2, "kl_coefficient": 0.02}),
     "parts": ({"loss_type": "grpo", "multi_objective_aggregation": "normalize_then_sum",
                "reward_weights": [1000.0, 500.0]},
               {"parts": "separate", "whiten": "batch", "mean": "sequence", "kl_coefficient": 0.0}),
@@ -118,7 +132,11 @@ def trainer(tokenizer, reference_folder, tmp_path, monkeypatch):
                             args=config, processing_class=tokenizer,
                             train_dataset=Dataset.from_dict({"prompt": ["w1", "w2"]}))
         found = prompt_ids(), completions(), [""] * len(SIZES)
-        made._generate = lambda prompts: found if kind == "rloo" else (*found[:2], None, found[2], None, {}, None, [])
+        sampled = None
+        if "vllm_importance_sampling_mode" in options:
+            made.use_vllm, sampled = True, rows_of(moved(seed=11))
+        made._generate = lambda prompts: found if kind == "rloo" else (
+            *found[:2], None, found[2], sampled, {}, None, [])
         made.current_gradient_accumulation_steps = 1        # what Trainer.train would set
         made.model.train()
         return made
@@ -155,9 +173,9 @@ def rows_of(table):
 
 
 def our_update(options, proximal, reference_folder, scale):
-    """Our advantages `[B, T]`, the loss, the gradient of every parameter by name, and the share of clipped tokens."""
+    """Our advantages `[B, T]`, the loss, the gradient of every parameter by name, and what was measured."""
     model, mask, sizes, groups = causal_lm(seed=0), loss_mask(), torch.tensor(SIZES), torch.tensor(GROUPS)
-    algorithm = AlgorithmConfig(importance="none", **options)
+    algorithm = AlgorithmConfig(**({"importance": "none"} | options))
     coefficient = algorithm.kl_coefficient
     reference = None
     if coefficient > 0:
@@ -174,18 +192,24 @@ def our_update(options, proximal, reference_folder, scale):
     flat = torch.tensor([advantage for row in estimated.advantages for advantage in row])
     advantages = torch.zeros(mask.shape).masked_scatter(mask, flat)
     batch = PolicyBatch(
-        policy_logprobs=policy, proximal_logprobs=proximal, rollout_logprobs=policy.detach(),
+        policy_logprobs=policy, proximal_logprobs=proximal,
+        rollout_logprobs=policy.detach() if algorithm.importance == "none" else moved(seed=11),
         reference_logprobs=reference, advantages=advantages, loss_mask=mask,
         token_weights=token_weights(algorithm.mean, sizes, groups, MAX_TOKENS), entropy=entropy)
     loss, metrics = policy_loss(batch, policy_loss_options(algorithm, coefficient))
     loss.backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
-    return advantages, loss.item(), gradients, values(metrics)["clip_share"]
+    return advantages, loss.item(), gradients, values(metrics)
 
 
 def trl_update(made, proximal):
     """TRL's advantages `[B]`, the loss, and the gradient of every parameter by name."""
-    inputs = made._generate_and_score_completions([{"prompt": ""}] * len(SIZES))
+    with pytest.MonkeyPatch.context() as patch:
+        if proximal is not None and getattr(made, "use_vllm", False):
+            compute = made._get_per_token_logps_and_entropies
+            patch.setattr(made, "_get_per_token_logps_and_entropies", lambda model, *inputs, **options: (
+                (proximal, None, None) if model is made.model else compute(model, *inputs, **options)))
+        inputs = made._generate_and_score_completions([{"prompt": ""}] * len(SIZES))
     if proximal is not None:
         inputs |= {"old_per_token_logps": proximal, "old_logps": proximal.sum(1)}
     made.model.zero_grad()
@@ -195,7 +219,9 @@ def trl_update(made, proximal):
 
 
 def assert_equal_updates(ours, theirs, is_off_policy):
-    assert 0 < ours[3] < 1 if is_off_policy else ours[3] == 0
+    assert 0 < ours[3]["clip_share"] < 1 if is_off_policy else ours[3]["clip_share"] == 0
+    for name in ("importance_truncated_share", "importance_masked_share"):
+        assert 0 < ours[3].get(name, 0.5) < 1
     torch.testing.assert_close(ours[0][:, 0], theirs[0], rtol=TOLERANCE, atol=TOLERANCE)
     assert ours[1] == pytest.approx(theirs[1], rel=TOLERANCE, abs=TOLERANCE)
     assert ours[2].keys() == theirs[2].keys()
@@ -207,11 +233,14 @@ def assert_equal_updates(ours, theirs, is_off_policy):
 
 def drifted(is_off_policy):
     """Logprobs of an earlier policy, near enough for some ratios to be clipped and others not; None for the same."""
-    if not is_off_policy:
-        return None
+    return moved(seed=7) if is_off_policy else None
+
+
+def moved(seed):
+    """The policy's own logprobs `[B, T]`, each moved a little."""
     with torch.no_grad():
         now, _ = logprobs_and_entropy(causal_lm(seed=0))
-    noise = 0.25 * torch.randn(now.shape, generator=torch.Generator().manual_seed(7))
+    noise = 0.25 * torch.randn(now.shape, generator=torch.Generator().manual_seed(seed))
     return torch.where(loss_mask(), now + noise, 0.0)
 
 
