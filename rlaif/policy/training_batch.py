@@ -15,7 +15,13 @@ ORDER = [("group_id", "ascending"), ("sample", "ascending")]
 
 def chosen_rows(summary: pa.Table, groups: Collection[int]) -> pa.Table:
     """group_id and sample of the rows of `summary` that are in `groups`, in order: what the driver tells the learners.
+
+    Raises ValueError for a group that has no row.
     """
+    empty = sorted(set(groups) - set(summary["group_id"].unique().to_pylist()))
+    if empty:
+        raise ValueError(f"chosen groups must have rows, got none of group {empty[0]}"
+                         + (f" and {len(empty) - 1} more" if len(empty) > 1 else ""))
     keys = summary.select(["group_id", "sample"])
     is_chosen = pc.is_in(keys["group_id"], value_set=pa.array(groups, pa.int64()))
     return keys.filter(is_chosen).sort_by(ORDER).combine_chunks()

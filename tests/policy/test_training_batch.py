@@ -30,6 +30,13 @@ def test_every_row_of_the_chosen_groups_is_named_in_order():
     assert pairs(chosen(KEYS, [])) == []
 
 
+def test_a_chosen_group_without_a_row_is_named():
+    with pytest.raises(ValueError, match=r"^chosen groups must have rows, got none of group 3$"):
+        chosen(KEYS, [2, 3])
+    with pytest.raises(ValueError, match=r"^chosen groups must have rows, got none of group 4 and 1 more$"):
+        chosen(KEYS, [9, 4])
+
+
 def test_training_rows_do_not_depend_on_which_rollout_arrived_first():
     keys = list(KEYS)
     want = training_rows([scored(keys)], chosen(keys, [0, 1, 2]))

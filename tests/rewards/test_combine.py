@@ -151,6 +151,14 @@ def test_a_row_that_no_part_judged_is_refused_by_name():
         rewards_of({"a": [1.0, None, None]}, [{"name": "a"}])
 
 
+def test_a_group_that_no_part_judged_is_refused_by_its_number():
+    values = {"a": [1.0, 2.0, None, None]}
+    with pytest.raises(UserError, match=r"got none in 2 of 4 rows, first in row 2 \(group_id 8, sample 2\); "):
+        rewards_of(values, [{"name": "a", "max_skipped": 1}], group_ids=[7, 7, 8, 8])
+    found = rewards_of(values, [{"name": "a", "max_skipped": 2}], group_ids=[7, 7, 8, 8])
+    assert found.rewards == [1.0, 2.0, 0.0, 0.0], "equal: they teach nothing"
+
+
 def test_skipped_rows_take_the_mean_of_their_group_and_are_counted():
     found = rewards_of({"a": [1.0, None, 4.0, None]}, [{"name": "a", "max_skipped": 2}], group_ids=[7, 7, 7, 8])
     assert found.rewards == [1.0, 2.5, 4.0, 0.0]
