@@ -73,7 +73,7 @@ class AlgorithmConfig:
     value_clip: float | None = 0.2      # furthest a value moves in a step, in the reward's unit, > 0; null: no clip
 
     num_epochs: int = 1                 # passes over a step's rollouts, >= 1
-    num_minibatches: int = 1            # optimizer steps a pass, >= 1
+    num_minibatches: int = 1            # optimizer steps a pass, >= 1; groups stay whole if it divides their number
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

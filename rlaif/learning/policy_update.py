@@ -47,7 +47,11 @@ def advantage_inputs(rows: pa.Table, prepared: Mapping[str, list], options: Poli
 
 def minibatches(group_ids: Sequence[int], num_minibatches: int, seed: Sequence[int]) -> list[list[int]]:
     """Row indices of every optimizer step of a pass: groups in an order that `seed` draws, cut into equal numbers of
-    rows; groups stay whole where their sizes allow it."""
+    rows; groups stay whole where their sizes allow it.
+
+    A cut at the edges of groups would leave parts of unequal numbers of rows, and each part is one mean: its rows would
+    weigh unequally. With mean: group a group that is cut is one of the groups of each of its parts.
+    """
     if num_minibatches == 1:
         return [list(range(len(group_ids)))]
     members: dict[int, list[int]] = {}

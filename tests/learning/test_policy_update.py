@@ -32,6 +32,24 @@ def test_minibatches_hold_every_row_once_and_whole_groups():
     assert any(found != minibatches(groups, 2, [0, seed]) for seed in range(2, 6))
 
 
+def test_a_group_that_a_cut_goes_through_is_a_group_of_both_parts():
+    groups = [group for group in (3, 5, 8) for _ in range(4)]
+    parts = minibatches(groups, 2, [0, 1])
+    assert sorted(row for part in parts for row in part) == list(range(12))
+    rows = table(SCORED, *({"group_id": group, "sample": number % 4, "completion_ids": [4, 5],
+                            "rollout_logprobs": [-1.0, -1.0]} for number, group in enumerate(groups)))
+    estimated = Estimated([[1.0, 1.0]] * 12, None, [True] * 12, {}, None)
+    options = PolicyOptions(AlgorithmConfig(mean="group"), max_tokens=2)
+    for part in parts:
+        kept, columns = columns_of_step(rows, part, estimated, {}, options)
+        assert kept == part
+        sizes = sorted([groups[row] for row in part].count(group) for group in {groups[row] for row in part})
+        assert sizes == [2, 4]
+        # two groups of a half each: of 8 tokens, and of the 4 of the half that is here
+        whole = [row for row in part if [groups[other] for other in part].count(groups[row]) == 4]
+        assert columns["token_weights"] == pytest.approx([1 / 16 if row in whole else 1 / 8 for row in part])
+
+
 def test_one_minibatch_keeps_the_order_and_there_are_no_more_than_rows():
     assert minibatches([3, 3, 4], 1, [0]) == [[0, 1, 2]]
     assert sorted(map(len, minibatches([3, 3, 4], 7, [0]))) == [1, 1, 1]
