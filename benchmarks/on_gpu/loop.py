@@ -82,7 +82,8 @@ def _run(name: str, case: Case, steps: int) -> dict[str, Any]:
     target = FOLDER / name.replace(", ", "_").replace(" ", "_")
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "launch/train.py", "configs/quickstart.yaml", *SHARED, *case.overrides,
-               f"output_dir={target}", f"steps={steps}", "report.samples_every=0"]
+               f"output_dir={target}", f"steps={steps}", f"learner.warmup_steps={min(5, steps - 1)}",
+               "report.samples_every=0"]
     log = FOLDER / f"{target.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
