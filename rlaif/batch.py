@@ -37,6 +37,7 @@ PROMPT = pa.schema([
     _field("prompt_ids", _tokens(pa.int32()), axis="prompt tokens", role="tokens"),
     _field("reference", pa.string(), axis="row", role="text", nullable=True),
     _field("source", pa.string(), axis="row", role="identity"),
+    _field("sample_weight", pa.float32(), axis="row", role="signal"),      # what its rows count in the loss; usually 1
 ])
 
 ROLLOUT = _extend(

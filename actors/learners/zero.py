@@ -54,6 +54,8 @@ class ZeroEngine:
             groups += critic
         self._engine, _, _, _ = deepspeed.initialize(
             model=self._module, model_parameters=groups, config=_deepspeed_config(config), dist_init_required=False)
+        if config.zero_stage == 0 and config.dtype == "bfloat16":
+            _forget_first_step(self._engine.optimizer.optimizer)
         self._base_rates = [group["lr"] for group in self._engine.optimizer.param_groups]
 
     @property
@@ -137,6 +139,14 @@ class ZeroEngine:
                 continue
             with deepspeed.zero.GatheredParameters(weight.parts, enabled=self._config.zero_stage == 3):
                 yield weight.name, weight.merge(*weight.parts)
+
+
+def _forget_first_step(optimizer: torch.optim.Optimizer) -> None:
+    """Without ZeRO, DeepSpeed's copies in float32 begin with a step on gradients of zero; it is not to be counted when
+    Adam's moments are corrected for their beginning."""
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].zero_()
 
 
 def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:

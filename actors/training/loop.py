@@ -127,7 +127,7 @@ async def learn(fleet: Fleet, chosen: Chosen, at: Progress, stages: Stages) -> d
             learned = values(await fleet.learners.update_policy(
                 ray.put(rows), at.controller.coefficient, chosen.scored))
     found = learned | {"kl_coefficient": at.controller.coefficient, "num_trained": rows.num_rows}
-    if at.controller.target is not None:
+    if at.controller.target is not None and "kl" in learned:     # else no token was left to learn from
         at.controller = at.controller.after(learned["kl"], rows.num_rows)
     at.step += 1
     return found

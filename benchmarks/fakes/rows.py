@@ -18,7 +18,7 @@ _WORDS = "so the answer of the policy is here and it is as long as such answers 
 def prompts(num_rows: int, num_tokens: int = 32) -> list[dict]:
     """Rows for rlaif.data.prompts.PromptStream."""
     return [{"prompt": f"prompt {number} {_WORDS}", "prompt_ids": list(range(num_tokens)), "reference": None,
-             "source": "fake"} for number in range(num_rows)]
+             "source": "fake", "sample_weight": 1.0} for number in range(num_rows)]
 
 
 def rollouts(prompts: pa.Table, group_size: int, version: int) -> pa.Table:

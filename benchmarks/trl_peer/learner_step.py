@@ -77,7 +77,8 @@ def scored_table(rows: Sequence[Row]) -> Any:
     """The SCORED batch of `rows`."""
     from rlaif.batch import SCORED, from_rows
 
-    same = {"prompt_id": 0, "epoch": 0, "prompt": "", "reference": None, "source": "", "completion": "",
+    same = {"prompt_id": 0, "epoch": 0, "prompt": "", "reference": None, "source": "", "sample_weight": 1.0,
+            "completion": "",
             "finish_reason": "stop", "policy_version": 0, "explanations": [], "num_explanation_tokens": 0,
             "explanation_finish_reasons": [], "slot_probabilities": [], "slot_scores": [], "slot_entropy": [],
             "judge_verdicts": [], "reward_version": ""}

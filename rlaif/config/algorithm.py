@@ -105,6 +105,10 @@ class AlgorithmConfig:
         if self.advantage_limit is not None and self.advantage in TOKEN_ADVANTAGES:
             raise UserError(f"advantage_limit must be null with advantage = {self.advantage}, got "
                             f"{self.advantage_limit}; it goes with one advantage a completion")
+        if self.ratio == "product" and self.importance != "none" and self.importance_level != "sequence":
+            raise UserError("importance_level must be sequence with ratio = product and importance = "
+                            f"{self.importance}, got {self.importance_level!r}; a completion is one action, and has "
+                            "one weight")
         if self.kl_target is not None and self.kl_coefficient == 0:
             raise UserError("kl_coefficient must be > 0 with kl_target, got 0; the coefficient is adapted by factors")
 

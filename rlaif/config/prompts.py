@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from rlaif.config.checks import UserError, not_negative, one_of, positive, require, rows_or_null
 
-COLUMNS = ("prompt", "messages", "reference", "source", "id")
+COLUMNS = ("prompt", "messages", "reference", "source", "id", "sample_weight")
 JUDGE_READS = ("conversation", "last_user")
 PREFERENCES = ("none", "bounds", "middle")
 TOO_LONG = ("refuse", "drop")
@@ -21,8 +21,9 @@ RESERVED = ("conversation", "chat_template", "tokenize", "add_generation_prompt"
 class PromptSourceConfig:
     """One set of prompts.
 
-    columns: our name of a column (prompt or messages; reference, source, id): its name in the file. What is not named
-    is as in PromptsConfig; without a column for `source` that is the path.
+    columns: our name of a column (prompt or messages; reference, source, id, sample_weight): its name in the file. What
+    is not named is as in PromptsConfig; without a column for `source` that is the path, without one for `sample_weight`
+    the rows of every prompt count alike in the loss.
     """
 
     path: str = MISSING                 # as PromptsConfig.train

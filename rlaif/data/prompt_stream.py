@@ -119,7 +119,8 @@ class PromptStream:
         """16 hex digits that follow everything the stream is drawn from but the seed and the files' names."""
         digest = hashlib.sha256(json.dumps([self._sizes, self._weights]).encode())
         for row in self._rows:
-            digest.update(json.dumps([row["prompt"], row["prompt_ids"], row["reference"]]).encode())
+            kept = [row[name] for name in ("prompt", "prompt_ids", "reference", "sample_weight")]
+            digest.update(json.dumps(kept).encode())
         return digest.hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,8 @@ __all__ = ["PromptSet", "PromptStream", "in_order", "read_prompts"]
 class PromptSet:
     """All prompts of a split: set after set, row after row; a prompt's number in here is its prompt_id.
 
-    rows: prompt (what a judge reads), prompt_ids (what the policy reads), reference and source, as in PROMPT.
+    rows: prompt (what a judge reads), prompt_ids (what the policy reads), reference, source and sample_weight, as in
+    PROMPT.
     names: the data's own id of each prompt; None where its set has no column of ids.
     places: file and row number there of each prompt.
     sizes, weights: prompts of each set, and times each of them is drawn in an epoch.
@@ -133,7 +135,8 @@ def _prompt(row: dict[str, Any], place: tuple[str, int], source: PromptSourceCon
             written = templated(messages, tokenizer, chat)
         except BadConversation as error:
             raise _BadRow(f"column {source.columns.get('messages', source.columns.get('prompt'))!r} {error}") from error
-    return _Prompt({"prompt": read, "source": cells.get("source", source.path), "reference": cells.get("reference")},
+    return _Prompt({"prompt": read, "source": cells.get("source", source.path), "reference": cells.get("reference"),
+                    "sample_weight": cells.get("sample_weight", 1.0)},
                    cells.get("id"), place, written, messages is not None)
 
 
@@ -149,10 +152,23 @@ def _cell(name: str, column: str, row: dict[str, Any]) -> Any:
             raise _BadRow(f"column {column!r} {error}") from error
     if name == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if name == "sample_weight":
+        return _weight(column, value)
     fault = text_fault(value)
     if fault:
         raise _BadRow(f"column {column!r} {fault}")
     return value
+
+
+def _weight(column: str, value: Any) -> float:
+    """A number, or, of a CSV, its text."""
+    try:
+        found = math.nan if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise _BadRow(f"column {column!r} must hold a finite number >= 0, got {value!r}")
+    return found
 
 
 def _fitting(prompts: Sequence[_Prompt], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, too_long: str,

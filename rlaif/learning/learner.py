@@ -27,7 +27,7 @@ from rlaif.metrics import Max, Mean, Metric, Sum, merge
 from rlaif.modeling.collate import plan, plan_packed
 from rlaif.policy.controllers import MovingBaseline
 from rlaif.policy.estimation import estimate
-from rlaif.policy.training_batch import ORDER, training_rows
+from rlaif.policy.training_batch import training_rows
 
 __all__ = ["Engine", "Learner"]
 
@@ -87,16 +87,13 @@ class Learner:
     def update_policy(self, chosen: pa.Table, kl_coefficient: float, scored: Sequence[pa.Table]) -> dict[str, Metric]:
         """The policy update of a step: num_epochs passes of num_minibatches optimizer steps.
 
-        chosen: group_id and sample of the rows to train, and sample_weight where they count unequally. scored: SCORED
-        batches. kl_coefficient: reward per nat, as the controller holds it.
+        chosen: group_id and sample of the rows to train. scored: SCORED batches; their sample_weight says how much a
+        row counts in the loss. kl_coefficient: reward per nat, as the controller holds it.
         """
         assert isinstance(self._objective, PolicyObjective)
         options = self._objective.options
         algorithm = options.algorithm
         rows = training_rows(scored, chosen)
-        sample_weights = None
-        if "sample_weight" in chosen.column_names:
-            sample_weights = chosen.sort_by(ORDER)["sample_weight"].to_pylist()
         prepared = self._prepared(rows, needed_columns(algorithm, kl_coefficient))
         estimated = estimate(advantage_inputs(rows, prepared, options, kl_coefficient), algorithm, self.baseline)
         parts = [estimated.metrics] if self._rank == 0 else []      # of the whole step already
@@ -104,7 +101,7 @@ class Learner:
         for epoch in range(algorithm.num_epochs):
             seed = [self._seed, self.num_steps, epoch]
             for part in minibatches(rows["group_id"].to_pylist(), algorithm.num_minibatches, seed):
-                kept, columns = columns_of_step(rows, part, estimated, prepared, options, sample_weights)
+                kept, columns = columns_of_step(rows, part, estimated, prepared, options)
                 parts.append(self._step(objective, rows.take(pa.array(kept, pa.int64())), columns))
         self.baseline = estimated.state
         return merge(parts)

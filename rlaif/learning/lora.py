@@ -57,6 +57,14 @@ def refuse_unknown_targets(model: PreTrainedModel, config: LoraConfig) -> None:
             ends = sorted({name.rpartition(".")[2] for name in names})
             raise UserError("learner.lora.target_modules must be ends of names of linear layers, such as "
                             f"{', '.join(ends)}; got {target!r}")
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = [name for name, layer in model.named_modules()
+            if layer is output and embedding is not None and layer.weight is embedding.weight]
+    for target in config.target_modules:
+        if any(f".{name}".endswith(f".{target}") for name in tied):
+            # An adapter changes the layer alone, and who reads the weights finds one matrix for both.
+            raise UserError("learner.lora.target_modules must not name an output layer that shares its weight with "
+                            f"the embedding (tie_word_embeddings), got {target!r}; leave it out, or untie the model")
 
 
 @contextlib.contextmanager

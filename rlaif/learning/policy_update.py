@@ -63,18 +63,18 @@ def minibatches(group_ids: Sequence[int], num_minibatches: int, seed: Sequence[i
 
 
 def columns_of_step(rows: pa.Table, chosen: Sequence[int], estimated: Estimated, prepared: Mapping[str, list],
-                    options: PolicyOptions, sample_weights: Sequence[float] | None = None) -> tuple[list[int], Columns]:
+                    options: PolicyOptions) -> tuple[list[int], Columns]:
     """Of the `chosen` rows of an update those with a token to learn, and the columns of the policy objective for them.
 
     The weights are those of the whole optimizer step, so rows without a token can be left out of it.
     """
     sizes = rows["completion_ids"].combine_chunks().value_lengths().to_pylist()
     num_tokens = [sizes[row] * estimated.kept[row] for row in chosen]
-    groups = rows["group_id"].to_pylist()
+    groups, sample_weights = rows["group_id"].to_pylist(), rows["sample_weight"].to_pylist()
     weights = token_weights(
         options.algorithm.mean, torch.tensor(num_tokens, dtype=torch.int64),
         torch.tensor([groups[row] for row in chosen], dtype=torch.int64), options.max_tokens,
-        None if sample_weights is None else torch.tensor([sample_weights[row] for row in chosen], dtype=torch.float64))
+        torch.tensor([sample_weights[row] for row in chosen], dtype=torch.float64))
     places = [place for place, size in enumerate(num_tokens) if size > 0]
     kept = [chosen[place] for place in places]
     columns: Columns = {name: [values[row] for row in kept] for name, values in prepared.items()}

@@ -111,7 +111,8 @@ class _ChosenLogprobs(torch.autograd.Function):
         if grad is None:
             grad = torch.zeros_like(log_norm)
         hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        # Wide: sums of many chunks in bfloat16 lose a digit for every few hundred of them.
+        weight_grad = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), ctx.chunk):
             window = slice(start, start + ctx.chunk)
             scale = (grad[window] / ctx.temperature).unsqueeze(1)
@@ -124,9 +125,13 @@ class _ChosenLogprobs(torch.autograd.Function):
             part = part.scatter_add_(1, labels[window].unsqueeze(1), scale).to(hidden.dtype)
             if hidden_grad is not None:
                 hidden_grad[window] = part @ weight
-            if weight_grad is not None:
+            if weight_grad is None:
+                continue
+            if weight_grad.dtype == part.dtype:
                 weight_grad.addmm_(part.T, hidden[window])
-        return hidden_grad, weight_grad, None, None, None, None
+            else:
+                weight_grad.add_(part.T @ hidden[window])
+        return hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype), None, None, None, None
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -7,17 +7,15 @@ import time
 
 import psutil
 
-_SHARE = 0.01       # of a core that the sampling may take: a process of Ray's maps gigabytes, page by page
-
 
 class PeakMemory:
-    """While inside, samples memory every `interval_s`, less often where that takes long; `peak_gb` is the largest sum
-    seen, in 10^9 bytes.
+    """While inside, samples memory every `interval_s`; `peak_gb` is the largest sum seen, in 10^9 bytes. A look at the
+    gigabytes that processes of Ray map takes a tenth of a second of this process.
 
     Proportional set size is summed where the system tells it, so that pages shared by processes count once.
     """
 
-    def __init__(self, interval_s: float = 3.0) -> None:
+    def __init__(self, interval_s: float = 10.0) -> None:
         self.peak_gb = 0.0
         self.cpu_s = 0.0    # what the sampling itself has cost this process
         self._stop = threading.Event()
@@ -33,10 +31,9 @@ class PeakMemory:
 
     def _sample(self, interval_s: float) -> None:
         while True:
-            before = time.thread_time()
             self.peak_gb = max(self.peak_gb, _total_bytes() / 1e9)
             self.cpu_s = time.thread_time()
-            if self._stop.wait(max(interval_s, (self.cpu_s - before) / _SHARE)):
+            if self._stop.wait(interval_s):
                 return
 
 

@@ -71,6 +71,8 @@ def test_a_value_out_of_range_is_refused_by_name(field, values):
         ({"loss": "cispo", "ratio": "sequence"}, "ratio must be token with loss = cispo, got 'sequence'; change one "),
         ({"loss": "cispo", "dual_clip": 3.0}, "dual_clip must be null with loss = cispo, got 3.0; change one of the "),
         ({"ratio": "product"}, "mean must be sequence with ratio = product, got 'token'; change one of the two"),
+        ({"ratio": "product", "mean": "sequence", "advantage": "rloo"},
+         "importance_level must be sequence with ratio = product and importance = truncate, got 'token'"),
         ({"ratio": "product", "mean": "sequence", "advantage": "gae"},
          "advantage must be grpo or dr_grpo or rloo or reinforce_pp_baseline or reinforce with ratio = product, got "),
         ({"advantage": "gae", "advantage_limit": 3.0}, "advantage_limit must be null with advantage = gae, got 3.0; "),

@@ -68,8 +68,8 @@ def test_options_of_a_template_keep_their_types(loaded):
                                                      "one; did you mean prompts.sources[0].weight?"),
         ("sources: [{path: a, num_rows: 0}], test: c", "prompts.sources[0].num_rows must be > 0 or null, got 0"),
         ("sources: [{path: a, columns: {question: q}}], test: c",
-         "prompts.sources[0].columns must be a mapping of prompt, messages, reference, source, id only, got "
-         "'question'"),
+         "prompts.sources[0].columns must be a mapping of prompt, messages, reference, source, id, sample_weight "
+         "only, got 'question'"),
         ("sources: [{path: a, columns: {prompt: q, messages: m}}], test: c",
          "prompts.sources[0].columns must be of prompt or messages, not both, got"),
         ("sources: [{path: a, revision: main}], test: c",

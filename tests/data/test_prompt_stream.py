@@ -13,7 +13,8 @@ BOUNDS = CurriculumConfig(prefer="bounds", outside=0.0, decay=0.0)
 
 
 def rows(num_rows=5):
-    return [{"prompt": f"p{n}", "prompt_ids": [n], "reference": None, "source": "here"} for n in range(num_rows)]
+    return [{"prompt": f"p{n}", "prompt_ids": [n], "reference": None, "source": "here", "sample_weight": 1.0}
+            for n in range(num_rows)]
 
 
 def stream(num_rows=5, seed=0, cursor=0, **options):

@@ -1,6 +1,7 @@
 import json
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from tokenizers import normalizers
@@ -43,6 +44,8 @@ def write(tmp_path):
         path = tmp_path / name
         if path.suffix == ".parquet":
             pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+        elif path.suffix == ".csv":
+            pa.csv.write_csv(pa.Table.from_pylist(rows), path)
         else:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(path)
@@ -74,6 +77,24 @@ def test_a_prompt_of_digits_in_a_csv_stays_text(tmp_path, tokenizer):
     config = PromptsConfig(train=str(tmp_path / "rows.csv"), reference_column="reference")
     row = read_prompts(config, "train", tokenizer, 5).rows[0]
     assert (row["prompt"], row["reference"], tokenizer.decode(row["prompt_ids"])) == ("007", "1e5", "007")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
+def test_a_column_says_how_much_the_rows_of_a_prompt_count(name, write, tokenizer):
+    path = write([{"prompt": "red cat", "w": 0.5}, {"prompt": "so", "w": 2}], name)
+    rows = read_prompts(PromptsConfig(sources=[PromptSourceConfig(path, columns={"sample_weight": "w"})]), "train",
+                        tokenizer, 5).rows
+    assert [row["sample_weight"] for row in rows] == [0.5, 2.0]
+    plain = read_prompts(PromptsConfig(sources=[PromptSourceConfig(path)]), "train", tokenizer, 5).rows
+    assert [row["sample_weight"] for row in plain] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [-1.0, None, True, "much", float("inf")])
+def test_a_weight_that_is_no_number_is_refused_with_its_row(value, write, tokenizer):
+    path = write([{"prompt": "red cat", "w": 1.0}, {"prompt": "so", "w": value}], "rows.jsonl")
+    config = PromptsConfig(sources=[PromptSourceConfig(path, columns={"sample_weight": "w"})])
+    with pytest.raises(UserError, match=r"column 'w' must hold a finite number >= 0, got .* in row 1 of"):
+        read_prompts(config, "train", tokenizer, 5)
 
 
 # --- several sets

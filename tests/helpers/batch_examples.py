@@ -4,7 +4,7 @@ from rlaif.batch import from_rows
 
 ROW = {
     "prompt_id": 3, "epoch": 0, "group_id": 7, "prompt": "say so", "prompt_ids": [4, 5], "reference": None,
-    "source": "scenes:prompts-train",
+    "source": "scenes:prompts-train", "sample_weight": 1.0,
     "sample": 0, "completion": "so it is", "completion_ids": [6, 7, 1], "rollout_logprobs": [-0.5, -1.0, -0.25],
     "finish_reason": "stop", "policy_version": 2, "policy_versions": [2, 2, 2],
     "explanations": ["because"], "num_explanation_tokens": 2, "explanation_finish_reasons": ["stop"],

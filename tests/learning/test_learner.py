@@ -160,15 +160,35 @@ def test_rows_that_were_not_chosen_change_nothing():
     assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
 
 
+def weighted(batch, weight_of):
+    """`batch` whose rows have the sample_weight that `weight_of` gives their group."""
+    number = batch.schema.get_field_index("sample_weight")
+    weights = pa.array([weight_of(group) for group in batch["group_id"].to_pylist()], pa.float32())
+    return batch.set_column(number, batch.schema.field(number), weights)
+
+
+def test_only_ratios_of_sample_weights_matter():
+    found = []
+    for factor in (1.0, 4.0):
+        some = learner(policy(GRPO))
+        some.update_policy(keys(scored()), 0.05, [weighted(batch, lambda group, by=factor: by * (1 + group % 2))
+                                                  for batch in scored()])
+        found.append(weights_of(some))
+    plain = learner(policy(GRPO))
+    plain.update_policy(keys(scored()), 0.05, scored())
+    assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
+    assert any(not torch.equal(weight, found[0][name]) for name, weight in weights_of(plain).items())
+
+
 def test_a_row_without_weight_changes_nothing():
     batches = scored()
     chosen = keys(batches)
-    is_in = [group != 3 for group in chosen["group_id"].to_pylist()]
-    weighted = chosen.append_column("sample_weight", pa.array([float(kept) for kept in is_in]))
+    is_in = pa.array([group != 3 for group in chosen["group_id"].to_pylist()])
     found = []
-    for table_ in (weighted, chosen.filter(pa.array(is_in))):
+    for table_, rows in ((chosen, [weighted(batch, lambda group: float(group != 3)) for batch in batches]),
+                         (chosen.filter(is_in), batches)):
         some = learner(policy(dataclasses.replace(GRPO, num_epochs=1, num_minibatches=1)))
-        some.update_policy(table_, 0.05, batches)
+        some.update_policy(table_, 0.05, rows)
         found.append(weights_of(some))
     for name, weight in found[0].items():
         torch.testing.assert_close(weight, found[1][name], atol=1e-9, rtol=0)

@@ -49,6 +49,13 @@ def merged(model):
     return {weight.name: weight.merge(*weight.parts) for weight in whole_weights(model)}
 
 
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"]])
+def test_an_output_layer_that_shares_its_weight_with_the_embedding_takes_no_adapter(targets):
+    """Whoever reads the weights finds one matrix for both, so that the adapter would stay behind."""
+    with pytest.raises(UserError, match=r"must not name an output layer that shares its weight .* got 'lm_head'"):
+        with_lora(target_modules=targets)
+
+
 def test_adapters_are_trained_alone_and_begin_without_effect():
     model = with_lora()
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}

@@ -186,7 +186,8 @@ def test_the_gold_judge_is_never_wrong(tmp_path: Path, pairs: str) -> None:
 def rollouts(num_rows: int) -> pa.Table:
     rows = scene_rows("judged-test", seed=0, num_rows=num_rows)
     return from_rows([{"prompt_id": n, "epoch": 0, "group_id": n // 2, "prompt": row["prompt"], "prompt_ids": [1],
-                       "reference": None, "source": "s", "sample": n % 2, "completion": row["completion"],
+                       "reference": None, "source": "s", "sample_weight": 1.0, "sample": n % 2,
+                       "completion": row["completion"],
                        "completion_ids": [1, 2], "rollout_logprobs": [0.0, 0.0], "finish_reason": "stop",
                        "policy_version": 0, "policy_versions": [0, 0]} for n, row in enumerate(rows)], ROLLOUT)
 

@@ -37,7 +37,7 @@ def config(folders):
 def test_what_was_checked_is_what_a_run_needs(config, folders):
     checked = check_train(config)
     assert [len(checked.train.rows), len(checked.test_rows)] == [9, 4]
-    assert checked.train.rows[0].keys() == {"prompt", "prompt_ids", "source", "reference"}
+    assert checked.train.rows[0].keys() == {"prompt", "prompt_ids", "source", "reference", "sample_weight"}
     assert checked.explainer.model == str(folders.causal.resolve())
     assert list(checked.judges) == ["esfp"] and checked.plan.is_plain
     assert checked.judges["esfp"].reward == read_spec(folders.reward)

@@ -28,7 +28,8 @@ JUDGE = RewardPartConfig(kind="judge", name="esfp")
 PLAN = RewardPlan((JUDGE,), (judge_part("esfp"),))
 BY_STEP = RewardPlan((RewardPartConfig(kind="judge", name="esfp", transform="rank", over="batch"),),
                      (judge_part("esfp"),))
-ROWS = [{"prompt": f"p{number}", "prompt_ids": [number], "source": "s", "reference": None} for number in range(500)]
+ROWS = [{"prompt": f"p{number}", "prompt_ids": [number], "source": "s", "reference": None, "sample_weight": 1.0}
+        for number in range(500)]
 
 
 def config(staleness=0, algorithm=None, **changes):

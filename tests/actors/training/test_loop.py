@@ -25,7 +25,8 @@ from rlaif.running.report import Report, Stopwatch
 from tests.helpers.fake_fleet import FakeJudge, Learners, fake_fleet, judge_part
 
 PLAN = RewardPlan((RewardPartConfig(kind="judge", name="esfp"),), (judge_part("esfp"),))
-ROWS = [{"prompt": f"p{number}", "prompt_ids": [number], "source": "s", "reference": None} for number in range(64)]
+ROWS = [{"prompt": f"p{number}", "prompt_ids": [number], "source": "s", "reference": None, "sample_weight": 1.0}
+        for number in range(64)]
 
 
 def config(tmp_path, algorithm=None, evaluation=None, **changes):
@@ -101,6 +102,12 @@ def test_the_kl_coefficient_follows_the_kl_of_the_steps(tmp_path, monkeypatch):
     assert used == pytest.approx([0.1, 0.1 * 1.2214, 0.1 * 1.4918, 0.1 * 1.8221], rel=1e-4)
     assert [step["kl_coefficient"] for step in lines(tmp_path, "metrics.jsonl")] == used
     assert kl_controller(AlgorithmConfig(kl_coefficient=0.1)).after(9.0, 8).coefficient == 0.1, "without a target"
+
+
+def test_a_step_without_a_token_to_learn_leaves_the_kl_coefficient_as_it_is(tmp_path, monkeypatch):
+    fleet = fleet_of(by_sample)
+    trained(fleet, config(tmp_path, AlgorithmConfig(kl_coefficient=0.1, kl_target=2.0, kl_horizon=8)), monkeypatch)
+    assert [coefficient for _, coefficient in fleet.learners.trained] == [0.1] * 4
 
 
 def test_the_policy_is_measured_as_often_as_asked_and_the_best_weights_are_kept(tmp_path, monkeypatch):

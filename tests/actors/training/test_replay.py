@@ -30,7 +30,8 @@ from rlaif.running.rollout_store import StoredRollouts
 from tests.helpers.fake_fleet import FakeJudge, Learners, fake_fleet, judge_part
 
 PLAN = RewardPlan((RewardPartConfig(kind="judge", name="esfp"),), (judge_part("esfp"),))
-ROWS = [{"prompt": f"p{number}", "prompt_ids": [number], "source": "s", "reference": None} for number in range(64)]
+ROWS = [{"prompt": f"p{number}", "prompt_ids": [number], "source": "s", "reference": None, "sample_weight": 1.0}
+        for number in range(64)]
 MADE_OF = {"tokenizer": "ab", "temperature": 1.0, "weights": {"esfp": 1.0}}
 FIGURES = ("reward", "gold", "num_rollouts", "num_trained", "completion_tokens", "num_completion_tokens", "checksum",
            "staleness_max", "equal_reward_group_share")

@@ -15,7 +15,8 @@ from rlaif.rewards.plan import RewardPlan
 from rlaif.running.figures import means
 from tests.helpers.fake_fleet import FakeJudge, fake_fleet, judge_part
 
-PROMPTS = in_order([{"prompt": f"p{number}", "prompt_ids": [number], "source": "s", "reference": None}
+PROMPTS = in_order([{"prompt": f"p{number}", "prompt_ids": [number], "source": "s", "reference": None,
+                     "sample_weight": 1.0}
                     for number in range(8)])
 JUDGE = RewardPartConfig(kind="judge", name="esfp")
 
