@@ -81,7 +81,7 @@ def scored(num_groups: int, group_size: int, prompt_tokens: tuple[int, int], com
 
 
 _ROW: dict[str, Any] = {
-    "prompt_id": 0, "epoch": 0, "prompt": "", "reference": None, "source": "", "completion": "",
+    "prompt_id": 0, "epoch": 0, "prompt": "", "reference": None, "source": "", "sample_weight": 1.0, "completion": "",
     "finish_reason": "stop", "policy_version": 0, "explanations": [], "num_explanation_tokens": 0,
     "explanation_finish_reasons": [], "slot_probabilities": [], "slot_scores": [], "slot_entropy": [],
     "judge_verdicts": [], "reward_version": ""}
