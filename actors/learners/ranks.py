@@ -125,7 +125,6 @@ class Ranks:
         self.num_rebuilt += 1
         self._has_met, self._why = False, None
 
-
     async def _placed(self, rank: int) -> None:
         """Returns once the rank answers. One that cannot is told of by the first call to all."""
         with contextlib.suppress(RayError, TimeoutError):
