@@ -52,8 +52,9 @@ COMMON = {
 # billions of parameters, here are 0.7 million, whose probabilities move far in one step.
 SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {},
-    # A KL of 0.05 in the reward is worth more than the last tenth of gold: both stop at 0.88 with it.
-    "rloo": {"algorithm.kl_coefficient": 0.02},
+    # A KL of 0.05 in the reward is worth more than the last tenth of gold: RLOO and PPO stop at 0.88 with it. And the
+    # product of a row's ratios leaves the clip's bounds soon, so that many rows teach in the first minibatch only.
+    "rloo": {"algorithm.kl_coefficient": 0.01, "learner.learning_rate": 1.0e-3},
     "reinforce_pp": {},
     # Without a coefficient there would be no reference model, and no KL to report; as a pull this one is nothing.
     "dapo": {"algorithm.kl_coefficient": 1.0e-6},
