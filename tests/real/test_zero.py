@@ -85,6 +85,8 @@ def test_two_ranks_make_the_update_of_one(case: str, zero_stage: int, packing: b
     spawn(train_on_two, 2, case, zero_stage, packing, str(tmp_path))
     got, weights = torch.load(tmp_path / "found.pt")
     for mine, theirs in zip(got, want, strict=True):
+        # Which rows find their prompt read already depends on the rank that they are on.
+        assert mine.pop("num_tokens_read") > 0 and theirs.pop("num_tokens_read") > 0
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
     for weight in whole_weights(plain._module.model):
         torch.testing.assert_close(weights[weight.name], weight.merge(*weight.parts), atol=2e-4, rtol=0,
