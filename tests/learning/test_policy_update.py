@@ -84,5 +84,6 @@ def test_rows_without_a_token_to_learn_are_left_out_but_weigh_as_they_should():
     assert columns["token_weights"] == pytest.approx([1 / 30, 1 / 30])
     assert columns["advantages"] == [[0.5] * 3, [1.0, 1.0]] and columns["loss_mask"] == [[True] * 3, [True] * 2]
     assert columns["values"] == [[4, 5, 6], [1, 2]] and columns["returns"] == [[0.4] * 3, [0.1, 0.2]]
-    _, columns = columns_of_step(rows, [2, 0], estimated, {}, PolicyOptions(max_tokens=10), [1.0, 1.0, 3.0])
+    weighted = table(SCORED, *(row | {"sample_weight": weight} for row, weight in zip(ROWS, (1, 1, 3), strict=True)))
+    _, columns = columns_of_step(weighted, [2, 0], estimated, {}, PolicyOptions(max_tokens=10))
     assert columns["token_weights"] == pytest.approx([3 / 11, 1 / 11])
