@@ -6,8 +6,6 @@ A BERT of MiniLM's shapes (22.7 million parameters) with random weights; rows of
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks.matrix_rate import operations
 from benchmarks.on_gpu.part import Checks, run
-from benchmarks.on_gpu.rate import matrix_rate
+from benchmarks.on_gpu.rate import matrix_rate, seconds
 from benchmarks.slot_scoring import TEMPLATE, encode_texts, made_rows, made_tokenizer
 from rlaif.esfp.reward_model import RewardModel, Texts
 from rlaif.esfp.reward_spec import RewardSpec
@@ -55,24 +53,12 @@ def _speeds(model: RewardModel, texts: Texts, dtype: torch.dtype) -> dict[str, A
     rate, needed = matrix_rate(dtype), operations(lengths, 1, model.model.config)
     found: dict[str, Any] = {"tokens": sum(lengths), "matrix_tflops": rate / 1e12}
     for limit in TOKENS_PER_BATCH:
-        whole = _seconds(lambda limit=limit: model.score(texts, max_tokens_per_batch=limit))
-        alone = _seconds(lambda limit=limit: model.logits(encoded, limit))
+        whole = seconds(lambda limit=limit: model.score(texts, max_tokens_per_batch=limit), REPEATS)
+        alone = seconds(lambda limit=limit: model.logits(encoded, limit), REPEATS)
         found[f"tokens_per_batch_{limit}"] = {
             "rows_per_s": len(texts) / whole, "rows_per_s_encoded": len(texts) / alone,
             "share_of_matrix_rate_encoded": needed / alone / rate}
     return found
-
-
-def _seconds(task: Any) -> float:
-    taken = []
-    for number in range(REPEATS + 1):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        task()
-        torch.cuda.synchronize()
-        if number:
-            taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
 
 
 if __name__ == "__main__":
