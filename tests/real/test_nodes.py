@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -31,8 +30,9 @@ def trained_every_prompt_once(training: LiveTraining) -> None:
 
 
 @pytest.fixture(scope="module")
-def moved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveTraining, list[dict[str, list[str]]]]]:
-    """Three nodes beside the head: one without a learner is lost, then that of the learners. The last one holds all."""
+def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[LiveTraining, list[dict[str, list[str]]]]:
+    """Three nodes beside the head: one without a learner is lost, then that of the learners. The last one holds all.
+    The cluster is gone on return: Ray knows one at a time in a process."""
     nodes, training, seen = Nodes([{"num_cpus": 3}] * 3), None, []
     try:
         training = LiveTraining(tmp_path_factory.mktemp("moved") / "run", *SETTINGS, "placement.strategy=SPREAD",
@@ -49,7 +49,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveTraini
         nodes.lose(next(node for node, names in seen[1].items() if "learner-0" in names))
         training.until(r"^goes on after step")
         training.end(600)
-        yield training, seen
+        return training, seen
     finally:
         if training is not None:
             print("\n".join(line for _, line in training.lines if re.search("lost|serves|waits|goes on", line)))
