@@ -12,6 +12,7 @@ import grpc
 import ray
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.grpc_utils import init_grpc_channel
+from ray._raylet import AuthenticationMode, get_authentication_mode
 
 from actors.carriers.tables import send_as_streams
 from rlaif.config.checks import UserError
@@ -73,7 +74,11 @@ def running_address() -> str | None:
 
 
 def join(address: str) -> None:
-    """Joins the cluster at `address`. Raises UserError where it does not let this process in."""
+    """Joins the cluster at `address`. Raises UserError where it does not let this process in, or knows no tokens: its
+    calls would bring none, this process would refuse them, and the cluster take its actors for nobody's."""
+    if get_authentication_mode() == AuthenticationMode.TOKEN and _lets_anyone_in(address):
+        raise UserError(f"{AUTH_MODE} must be what it was for `ray start`, got 'token': the cluster at {address} asks "
+                        f"for no token; export {AUTH_MODE}=disabled, or start the cluster with {AUTH_MODE}=token")
     try:
         ray.init(address=address, **_OPTIONS)
         send_as_streams()
@@ -116,6 +121,19 @@ def _silent(address: str) -> str | None:
     if any(_listens(f"{node.node_manager_address}:{node.node_manager_port}") for node in alive):
         return None
     return "whose nodes are gone"
+
+
+def _lets_anyone_in(address: str) -> bool:
+    """Whether the cluster's head answers a call that brings no token; False where only Ray can tell."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return False
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=ANSWER_S)
+        except grpc.RpcError:
+            return False
+    return True
 
 
 def actor_environment(num_threads: int, num_gpus: float) -> dict[str, Any]:

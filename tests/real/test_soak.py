@@ -49,8 +49,11 @@ def name_of(process: psutil.Process, training: LiveTraining) -> str | None:
     words = " ".join(process.cmdline())
     if process.pid == training.process.pid:
         return "driver"
-    found = re.match(r"ray::(\w+)", words) or re.search(r"(raylet|gcs_server|agent\.py|\w*Agent|monitor\.py)\b", words)
-    return None if found is None or found[1] == "IDLE" else f"{found[1]} {process.pid}"
+    if words.startswith("ray::IDLE"):
+        return None
+    found = re.match(r"(?:ray|VLLM)::(\w+)", words) or re.search(
+        r"(raylet|gcs_server|\w*Agent|\w*monitor\.py)\b", words)
+    return f"{found[1] if found else process.name()} {process.pid}"
 
 
 @pytest.fixture(scope="module")
