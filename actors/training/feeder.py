@@ -59,7 +59,8 @@ class Feeder:
                             room=Room(room_rows(config, self._num_engines)))
         self._skips = Budget(config.faults.max_skipped_groups, "faults.max_skipped_groups",
                              "repair the data, or raise it to do without such groups")
-        self._size = portion_size(config.rollout.groups_per_step, self._num_engines, config.pipeline.portion_groups)
+        self._size = portion_size(config.rollout.groups_per_step, self._num_engines, config.pipeline.portion_groups,
+                                  in_turn=config.pipeline.is_reproducible)
         # Of the portions so far: what is taken up tells how much a group takes before the first one is scored.
         self._num_bytes = sum(portion.num_bytes for portion in buffered)
         self._num_scored = sum(len(portion.group_ids) for portion in buffered)

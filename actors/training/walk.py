@@ -26,7 +26,7 @@ from actors.training.fleet import Fleet
 from actors.training.room import Room
 from actors.training.stages import Stages
 from rlaif.metrics import Metric, merge
-from rlaif.pipeline.portions import PORTIONS_PER_STEP, ScoredPortion, portion_size, shares
+from rlaif.pipeline.portions import PORTIONS_IN_TURN, ScoredPortion, portion_size, shares
 
 Out = Callable[[ScoredPortion], None]
 
@@ -70,7 +70,7 @@ class Walk:
 async def walk(fleet: Fleet, prompts: pa.Table, order: Order) -> Walk:
     """All of `prompts` at once, shared out over the engines; every row comes out once or an error does."""
     done, num_engines = Walk(), len(fleet.rollouts.actors)
-    size = portion_size(prompts.num_rows, num_engines)
+    size = portion_size(prompts.num_rows, num_engines, in_turn=order.reproducible)
     parts = shares(range(prompts.num_rows), num_engines)
     await _all(walk_groups(fleet, prompts.take(part), order, done.portions.append, done.stages, number, size)
                for number, part in enumerate(parts))
@@ -97,7 +97,7 @@ async def walk_groups(fleet: Fleet, prompts: pa.Table, order: Order, out: Out, s
             try:
                 async for leaving, rollouts in _rollouts(fleet, prompts, order, stages, number, groups_per_batch):
                     mine, prompts = _divided(prompts, leaving.group_ids)
-                    at = number * PORTIONS_PER_STEP + len(following)
+                    at = number * PORTIONS_IN_TURN + len(following)
                     following.append(asyncio.create_task(
                         _follow(fleet, mine, leaving, rollouts, order, out, stages, at)))
                     del rollouts

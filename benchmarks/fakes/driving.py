@@ -53,12 +53,14 @@ class Driven:
 
 def settings(folder: str, *, steps: int, groups_per_step: int, group_size: int = 8, max_staleness: int = 1,
              portion_groups: int | None = None, num_slots: int = 128) -> TrainConfig:
-    """The configuration of a run with fakes; what names models and data is never read."""
+    """The configuration of a run with fakes, whose portions are explained side by side; what names models and data is
+    never read."""
     return TrainConfig(
         output_dir=folder, steps=steps, prompts=PromptsConfig("fake", "fake"), reward=RewardConfig("fake"),
         rollout=RolloutConfig(groups_per_step=groups_per_step, group_size=group_size,
                               engine=EngineConfig(max_num_seqs=num_slots)),
-        pipeline=PipelineConfig(max_staleness=max_staleness, portion_groups=portion_groups, max_buffered_mb=1 << 20),
+        pipeline=PipelineConfig(max_staleness=max_staleness, reproducible=False, portion_groups=portion_groups,
+                                max_buffered_mb=1 << 20),
         report=ReportConfig(samples_every=0))
 
 

@@ -13,7 +13,8 @@ class PipelineConfig:
     rollouts are written, explained and scored while the learners work, by weights at most k steps old."""
 
     max_staleness: int = 0              # learner steps, >= 0
-    reproducible: bool | None = None    # the same bytes from the same seed; null: where max_staleness is 0
+    # The same bytes from the same seed; portions are then explained in turn. null: where max_staleness is 0.
+    reproducible: bool | None = None
     portion_groups: int | None = None   # groups that are scored together, > 0; null derives it from groups_per_step
     max_buffered_mb: int = 1024         # MiB of scored rollouts that wait for the learners, > 0; a step's are let in
 

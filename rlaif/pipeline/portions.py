@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 
 from rlaif.metrics import Metric
 
-__all__ = ["PORTIONS_PER_STEP", "ScoredPortion", "aligned", "portion_size", "rows_of", "shares"]
+__all__ = ["PORTIONS_IN_TURN", "PORTIONS_PER_STEP", "ScoredPortion", "aligned", "portion_size", "rows_of", "shares"]
 
-PORTIONS_PER_STEP = 4       # a rollout engine's share of a step leaves it in about so many portions
+PORTIONS_PER_STEP = 4       # a rollout engine's share of a step leaves it in about so many portions, ...
+PORTIONS_IN_TURN = 2        # ... or so many where one must be explained before the next: few large ones take less time
 
 
 @dataclass
@@ -38,9 +39,12 @@ class ScoredPortion:
         return self.summary is not None
 
 
-def portion_size(groups_per_step: int, num_engines: int, portion_groups: int | None = None) -> int:
-    """Groups of a portion: `portion_groups` where given, else an engine's share of a step over PORTIONS_PER_STEP."""
-    return portion_groups or max(1, groups_per_step // (num_engines * PORTIONS_PER_STEP))
+def portion_size(groups_per_step: int, num_engines: int, portion_groups: int | None = None, *,
+                 in_turn: bool = False) -> int:
+    """Groups of a portion: `portion_groups` where given, else an engine's share of a step over PORTIONS_PER_STEP, or
+    over PORTIONS_IN_TURN."""
+    num_portions = PORTIONS_IN_TURN if in_turn else PORTIONS_PER_STEP
+    return portion_groups or max(1, groups_per_step // (num_engines * num_portions))
 
 
 def shares(group_ids: Sequence[int], num_engines: int) -> list[list[int]]:

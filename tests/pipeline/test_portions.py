@@ -15,6 +15,12 @@ def test_a_portion_is_a_quarter_of_an_engines_share_unless_told(groups, engines,
     assert portion_size(groups, engines, given_size) == size
 
 
+@pytest.mark.parametrize(("groups", "engines", "given_size", "size"),
+                         [(16, 1, None, 8), (16, 2, None, 4), (3, 1, None, 1), (1, 2, None, 1), (16, 1, 7, 7)])
+def test_portions_that_are_explained_in_turn_are_half_a_share(groups, engines, given_size, size):
+    assert portion_size(groups, engines, given_size, in_turn=True) == size
+
+
 def test_shares_are_even_and_in_order():
     assert shares(range(8), 3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert shares([5, 9], 4) == [[5], [9]], "fewer than there are engines"

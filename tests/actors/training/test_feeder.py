@@ -36,7 +36,7 @@ def config(staleness=0, algorithm=None, **changes):
     return TrainConfig(
         output_dir="unused", prompts=PromptsConfig("a", "b"), reward=RewardConfig("r"),
         rollout=RolloutConfig(groups_per_step=4, group_size=3), algorithm=algorithm or AlgorithmConfig(),
-        pipeline=PipelineConfig(max_staleness=staleness), **({"steps": 1000} | changes))
+        pipeline=PipelineConfig(max_staleness=staleness, portion_groups=1), **({"steps": 1000} | changes))
 
 
 def by_sample(row):

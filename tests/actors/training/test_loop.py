@@ -33,7 +33,7 @@ def config(tmp_path, algorithm=None, evaluation=None, **changes):
     return TrainConfig(
         output_dir=str(tmp_path), prompts=PromptsConfig("a", "b"), reward=RewardConfig("r"), steps=4,
         rollout=RolloutConfig(groups_per_step=4, group_size=2), algorithm=algorithm or AlgorithmConfig(),
-        evaluation=evaluation or EvaluationConfig(), **changes)
+        evaluation=evaluation or EvaluationConfig(), **({"pipeline": PipelineConfig(portion_groups=1)} | changes))
 
 
 def fleet_of(reward, **metrics):

@@ -111,9 +111,11 @@ def at(moment, what, only=None):
 
     async def delay(stage):
         nonlocal count
-        count += only in (None, stage)
+        is_one = only in (None, stage)
+        count += is_one
+        mine = count        # others begin meanwhile
         await asyncio.sleep(0)
-        if count == moment:
+        if is_one and mine == moment:
             what()
 
     return delay
