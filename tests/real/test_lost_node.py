@@ -1,61 +1,22 @@
-"""A node of Ray that is lost under a pool: the short form of test_nodes.py, with actors that do nothing else."""
+"""A node that is lost, or cut off, under a pool: the short forms of test_nodes.py and test_network.py."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import json
+import os
+import secrets
+import subprocess
+import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import ray
 
-from actors.cluster.placement import Placement
 from actors.faults import awaiting
-from actors.faults.pool import Pool
-from actors.faults.vitals import HEALTH, Vitals, vitals
 from rlaif.config.checks import UserError
-from rlaif.config.faults import FaultsConfig
-from rlaif.config.train import RoleConfig
-from rlaif.metrics import Sum
-from rlaif.pipeline.budgets import Budget
+from tests.helpers.light_pool import NUM_CALLS, answers, pool_on_two_nodes
+from tests.helpers.networks import two_hosts
 from tests.helpers.nodes import Nodes
-
-FAULTS = FaultsConfig(hang_s=2.0, ping_s=2.0)
-NUM_CALLS = 24
-
-
-@ray.remote(concurrency_groups=HEALTH)
-class Worker:
-    """Answers each call with its number, a while later."""
-
-    def ready(self) -> None:
-        pass
-
-    @ray.method(concurrency_group="health")
-    def ping(self, with_stacks: bool = False) -> Vitals:
-        return vitals(with_stacks)
-
-    def work(self, number: int) -> tuple[int, dict[str, Sum]]:
-        time.sleep(0.25)
-        return number, {"num_rows": Sum(1)}
-
-
-def pool_on(limit_s: float, lines: list[str]) -> tuple[Pool, Placement]:
-    """Two workers on different nodes of one CPU."""
-    placement = Placement({"worker": RoleConfig(num_actors=2, strategy="STRICT_SPREAD")}, "PACK", 30.0)
-    pool = Pool("worker", lambda index: Worker.options(**placement.options("worker", index)).remote(), 2, Budget(8),
-                FAULTS, say=lines.append, ready_timeout_s=limit_s, lacks=lambda index: placement.lacks("worker", index))
-    return pool, placement
-
-
-async def answers(pool: Pool, beside: Callable[[], Any]) -> list[int]:
-    """Of calls made all at once to any worker, while `beside` is done in a thread after the first of them."""
-    calls = [asyncio.ensure_future(pool.ask(1, lambda actor, number=number: actor.work.options(num_returns=2).remote(
-        number))) for number in range(NUM_CALLS)]
-    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.to_thread(beside)
-    return [await answer.tables[0] for answer in await asyncio.gather(*calls)]
 
 
 async def until(is_so: Callable[[], bool], limit_s: float = 40.0) -> None:
@@ -73,11 +34,17 @@ def test_calls_on_a_lost_node_are_answered_elsewhere_and_its_actor_waits_for_a_n
     monkeypatch.setattr(awaiting, "PLACE_S", 2.0)
     nodes, lines = Nodes([{"num_cpus": 1}, {"num_cpus": 1}]), list[str]()
 
+    async def lose() -> None:
+        await asyncio.to_thread(lose_a_node, nodes)
+
+    async def nothing() -> None:
+        pass
+
     async def go() -> None:
-        pool, placement = pool_on(8.0, lines)
+        pool, placement = pool_on_two_nodes(8.0, lines.append)
         try:
             await pool.ready()
-            assert sorted(await answers(pool, lambda: lose_a_node(nodes))) == list(range(NUM_CALLS))
+            assert sorted(await answers(pool, lose)) == list(range(NUM_CALLS))
             figures = pool.figures()
             assert figures["restarts_worker"] == 1 and figures["calls_again_worker"] >= 1
             await until(lambda: any("worker-1 waits for a place in the cluster, for 8 s at most" in line
@@ -85,11 +52,11 @@ def test_calls_on_a_lost_node_are_answered_elsewhere_and_its_actor_waits_for_a_n
             nodes.add(num_cpus=1)
             await until(lambda: all(health.is_ready for health in pool.health))
             assert lines[-1].startswith("worker-1 serves again after ")
-            lose_a_node(nodes)
+            await lose()
             with pytest.raises(UserError, match=r"worker-1 must get another place in the cluster within "
                                                 r"placement.ready_timeout_s = 8 s, got none: no node has room for"):
                 while True:
-                    await answers(pool, lambda: None)
+                    await answers(pool, nothing)
         finally:
             pool.close()
             placement.remove()
@@ -99,3 +66,26 @@ def test_calls_on_a_lost_node_are_answered_elsewhere_and_its_actor_waits_for_a_n
     finally:
         print("\n".join(lines))
         nodes.close()
+
+
+def test_calls_on_a_node_that_is_cut_off_are_answered_on_this_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 % of the packets are lost; from the first answer on all of them, and nobody is told."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with two_hosts(1, 1) as hosts:
+        hosts.lose_packets(5)
+        asking = subprocess.Popen([*hosts.first.within, sys.executable, "-m", "tests.helpers.light_pool"], text=True,
+                                  env=os.environ | {"RAY_ADDRESS": hosts.address}, stdout=subprocess.PIPE)
+        try:
+            lines = []
+            for line in asking.stdout:
+                lines.append(line)
+                if line == "first answer\n":
+                    hosts.lose_packets(100)
+            assert asking.wait(60) == 0, lines
+        finally:
+            asking.kill()
+            print("".join(lines))
+    seen = json.loads(lines[-1])
+    assert sorted(seen["answers"]) == list(range(NUM_CALLS))
+    assert seen["figures"]["restarts_worker"] == 1 and seen["figures"]["calls_again_worker"] >= 1
