@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from actors.faults.restarts import ActorLost
-from rlaif.config.checks import UserError
+from rlaif.config.checks import Unavailable
 
 PLACE_S = 10.0      # after which an actor without an answer is asked where it is
 LOOK_S = 2.0        # seconds between looks at that
@@ -38,7 +38,7 @@ async def started(answer: Awaitable[Any], who: str, limit_s: float, lacks: Calla
     """What an actor that is being started answers first. lacks: in words why it has no place to be at, as after the
     loss of a node; None where it has one. That is told once, and time without a place is none of its start.
 
-    Raises UserError, one line, where it gets no place within limit_s, and TimeoutError where it has one and answers
+    Raises Unavailable, one line, where it gets no place within limit_s, and TimeoutError where it has one and answers
     nothing for so long.
     """
     task, since, lack = asyncio.ensure_future(awaited(answer)), time.monotonic(), None
@@ -57,7 +57,7 @@ async def started(answer: Awaitable[Any], who: str, limit_s: float, lacks: Calla
             if time.monotonic() - since >= limit_s:
                 if lack is None:
                     raise TimeoutError
-                raise UserError(f"{who} must get another place in the cluster within placement.ready_timeout_s = "
+                raise Unavailable(f"{who} must get another place in the cluster within placement.ready_timeout_s = "
                                 f"{limit_s:g} s, got none: {lack}; with a node for it the same command goes on")
             wait_s = min(LOOK_S, limit_s)
     finally:

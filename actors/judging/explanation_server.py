@@ -19,7 +19,7 @@ from typing import Any
 import openai
 
 from actors.engines.generation import content_seed
-from rlaif.config.checks import UserError
+from rlaif.config.checks import Unavailable, UserError
 from rlaif.config.train import ServerConfig
 from rlaif.esfp.explanation_cache import Written
 from rlaif.metrics import Metric, Sum
@@ -70,8 +70,8 @@ class ServerWriter:
         try:
             await self._attempt("Hello", 1, 0.0, None, min(CHECK_S, self._config.timeout_s))
         except _Fault as fault:
-            raise UserError(f"{KEY}.url must be of a server that answers, got {self._config.url!r}: {fault}; start it, "
-                            "or correct the url") from fault
+            raise Unavailable(f"{KEY}.url must be of a server that answers, got {self._config.url!r}: {fault}; start "
+                              "it, or correct the url") from fault
 
     async def write(self, questions: Sequence[str], num_samples: int, max_tokens: int, temperature: float,
                     seed: int) -> list[list[Written]]:
@@ -128,7 +128,7 @@ class ServerWriter:
         self._counts.failures += 1
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= self._config.max_consecutive_failures:
-            raise UserError(f"{KEY}.url must be of a server that answers, got {self._config.url!r}, where "
+            raise Unavailable(f"{KEY}.url must be of a server that answers, got {self._config.url!r}, where "
                             f"{self._failures_in_a_row} questions in a row failed (max_consecutive_failures), the last "
                             f"with: {last}; see the server's log, then run the same command again") from last
         return Written("", 0, "failed")
@@ -176,9 +176,9 @@ class ServerWriter:
         start = f"explanation server at {config.url!r} refuses: {self._told(error)}; "
         if status in (401, 403):
             key = f"{config.api_key_env} holds a token it takes" if config.api_key_env else "api_key_env names a token"
-            raise UserError(f"{start}see that {key}") from None
+            raise Unavailable(f"{start}see that {key}") from None
         if status in (404, 405):
-            raise UserError(f"{start}url must be the root of its API (it mostly ends in /v1), api one it has, got "
+            raise Unavailable(f"{start}url must be the root of its API (it mostly ends in /v1), api one it has, got "
                             f"{config.api!r}, and model a name it serves, got {self._model!r}") from None
         raise UserError(f"{start}max_tokens and the longest question must fit its context, and api must be one the "
                         f"model is served with, got {config.api!r}") from None

@@ -15,6 +15,7 @@ from actors.training.fleet import Fleet
 from actors.training.room import Room
 from actors.training.stages import Stages
 from actors.training.walk import Order, combine, walk_groups
+from rlaif.config.checks import Unavailable
 from rlaif.config.train import TrainConfig
 from rlaif.data.prompts import PromptStream
 from rlaif.metrics import Metric, merge
@@ -58,7 +59,8 @@ class Feeder:
         self._order = Order(config.rollout.group_size, config.seed, reproducible=config.pipeline.is_reproducible,
                             room=Room(room_rows(config, self._num_engines)))
         self._skips = Budget(config.faults.max_skipped_groups, "faults.max_skipped_groups",
-                             "repair the data, or raise it to do without such groups")
+                             "repair the data, or raise it to do without such groups",
+                             before=self.ledger.totals["skipped"])
         self._size = portion_size(config.rollout.groups_per_step, self._num_engines, config.pipeline.portion_groups,
                                   in_turn=config.pipeline.is_reproducible)
         # Of the portions so far: what is taken up tells how much a group takes before the first one is scored.
@@ -109,7 +111,6 @@ class Feeder:
                 break
         portions = list({id(portion): portion for portion in portions}.values())
         summary = pa.concat_tables(summaries).combine_chunks()
-        self._stream.observe(summary["group_id"].to_pylist(), summary["reward"].to_pylist())
         rows = rows_of(summary, kept) if replaced else summary
         # Where nothing is learned, a step is no version.
         version = 0 if self._config.mode == "rollout" else self.version
@@ -120,17 +121,28 @@ class Feeder:
         return Chosen([portion.tables[0] for portion in portions], summary, kept, replaced, num_equal, num_rounds + 1,
                       merge(_told(portion) for portion in portions), figures)
 
-    def trained(self, group_ids: Sequence[int]) -> None:
-        """The learners have trained on these groups."""
-        self.ledger.train(group_ids)
+    def trained(self, chosen: Chosen) -> None:
+        """The learners have trained on what was taken."""
+        self._observe(chosen.summary)
+        self.ledger.train(chosen.kept)
 
     def again(self, chosen: Chosen) -> None:
-        """What was taken could not be read any more: it is rolled out anew, and is next as it was before."""
-        gone = sorted(chosen.kept)
+        """What was taken could not be read any more: it is rolled out anew, and is next as it was before; and with it
+        the groups of its portions that are still here: else a step could have two versions of one group."""
+        self._observe(rows_of(chosen.summary, chosen.replaced))
         self._stages.num_retried += 1
-        self._buffer.expect(gone)
+        there = set(self._buffer.group_ids)
+        beside = {group for portion in self._buffer.portions if not set(chosen.kept).isdisjoint(portion.group_ids)
+                  for group in portion.group_ids} & there
+        self._buffer.expect(chosen.kept)
+        self._buffer.lose(sorted(beside))
+        gone = sorted({*chosen.kept, *beside})
         self.ledger.redo(gone)
         self._set_off(self._stream.at(gone))
+
+    def _observe(self, summary: pa.Table) -> None:
+        """Tells the stream, once, what groups that are settled were rewarded with."""
+        self._stream.observe(summary["group_id"].to_pylist(), summary["reward"].to_pylist())
 
     async def close(self) -> None:
         """Ends what is under way."""
@@ -239,7 +251,7 @@ def room_rows(config: TrainConfig, num_engines: int) -> int | None:
 
 def is_of_data(error: Exception) -> bool:
     """Whether an actor has refused what it was given: another actor would too."""
-    return isinstance(error, ValueError) and not isinstance(error, BudgetSpent)
+    return isinstance(error, ValueError) and not isinstance(error, (BudgetSpent, Unavailable))
 
 
 def told_apart_by(summary: pa.Table, parts: str) -> list[Any]:

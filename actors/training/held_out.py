@@ -88,8 +88,8 @@ class HeldOut:
         order = Order(group_size, self._config.seed + 1, is_greedy, compares=group_size > 1,
                       reproducible=self._config.pipeline.is_reproducible)
         while True:
-            done = await walk(self._fleet, self._prompts, order)
             try:
+                done = await walk(self._fleet, self._prompts, order)
                 drift = {} if is_greedy else values(await self._fleet.learners.drift(done.scored))
                 completions = [text for reference in done.scored
                                for text in (await here(reference))["completion"].to_pylist()]

@@ -78,10 +78,12 @@ async def train(config: TrainConfig, fleet: Fleet, stream: PromptStream | Replay
             try:
                 async with storing.writing(at.step + 1, chosen):
                     learned = await learn(fleet, chosen, at, stages)
-            except InputsLost:
+            except InputsLost as error:
+                fleet.budget.spend(f"step {at.step + 1}", str(error))
+                report.say(f"step {at.step + 1} is made anew: {error}")
                 feeder.again(chosen)
                 continue
-            feeder.trained(chosen.kept)
+            feeder.trained(chosen)
             with stages.busy("sync"):
                 checksum = await fleet.sync(at.step)
             if is_ahead:        # else the engines wait until the step is told, measured and written down

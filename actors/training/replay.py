@@ -93,8 +93,8 @@ class Replay:
             "groups_in_flight": 0, "groups_buffered": 0, "groups_discarded": 0, "groups_skipped": 0}
         return Chosen([ray.put(rows)], summary, group_ids, [], 0, 1, {}, figures)
 
-    def trained(self, group_ids: Sequence[int]) -> None:
-        self.ledger.train(group_ids)
+    def trained(self, chosen: Chosen) -> None:
+        self.ledger.train(chosen.kept)
 
     def again(self, chosen: Chosen) -> None:
         """What was taken could not be read by the learners: it is read anew, and is next as it was before."""

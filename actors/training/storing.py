@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from actors.faults.awaiting import awaited, look_at
+from actors.faults.awaiting import look_at
 from actors.training.feeder import Chosen
+from actors.training.walk import here
 from rlaif.config.train import TrainConfig
 from rlaif.running.rollout_store import RolloutStore
 
@@ -35,11 +36,14 @@ class Storing:
 
     @contextlib.asynccontextmanager
     async def writing(self, step: int, chosen: Chosen) -> AsyncIterator[None]:
-        """What `step` has chosen is in its file on the way out. After an error inside it may be written again."""
+        """What `step` has chosen is in its file on the way out. After an error inside it may be written again. Raises
+        InputsLost, before anything is done, where rows are gone."""
         if self._store is None:
             yield
             return
-        task = asyncio.ensure_future(self._write(self._store, step, chosen))
+        tables = [await here(reference) for reference in chosen.scored]
+        groups = chosen.summary["group_id"].unique().to_pylist()
+        task = asyncio.ensure_future(asyncio.to_thread(self._store.write, step, tables, groups, chosen.kept))
         task.add_done_callback(look_at)
         try:
             yield
@@ -48,8 +52,3 @@ class Storing:
             await asyncio.wait({task})
             raise
         await task
-
-    async def _write(self, store: RolloutStore, step: int, chosen: Chosen) -> None:
-        tables = [await awaited(reference) for reference in chosen.scored]
-        groups = chosen.summary["group_id"].unique().to_pylist()
-        await asyncio.to_thread(store.write, step, tables, groups, chosen.kept)

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake of the user's: one line that names the field or file, the rule, the value and the cure."""
 
 
+class Unavailable(UserError):
+    """Something outside that a run needs is not there: a server, a place, a file. No row is to blame."""
+
+
 def require(holds: bool, name: str, rule: str, value: Any) -> None:
     if not holds:
         raise UserError(f"{name} must be {rule}, got {value!r}")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from rlaif.config.checks import UserError
+from rlaif.config.checks import Unavailable
 
 FORMAT = 1                          # of the file; raised when its table changes
 CACHED = ("stop", "length")         # other ends are failures, or depend on more than the key holds
@@ -161,7 +161,7 @@ class ExplanationCache:
                                          "num_tokens INTEGER NOT NULL, finish_reason TEXT NOT NULL)")
                 self._connection.execute(f"PRAGMA user_version={FORMAT}")
             elif version != FORMAT:
-                raise UserError(f"explanation cache must be of format {FORMAT}, got {str(self._path)!r} of another "
+                raise Unavailable(f"explanation cache must be of format {FORMAT}, got {str(self._path)!r} of another "
                                 "program or version; name another file or delete it")
 
     @contextlib.contextmanager
@@ -170,10 +170,10 @@ class ExplanationCache:
         try:
             yield
         except (OSError, sqlite3.OperationalError) as error:
-            raise UserError(f"explanation cache must be a file that can be read and written, got {str(self._path)!r}: "
-                            f"{error}; name another file or free this one") from error
+            raise Unavailable(f"explanation cache must be a file that can be read and written, got "
+                              f"{str(self._path)!r}: {error}; name another file or free this one") from error
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:
                 raise       # a wrong use of the connection, not of the file
-            raise UserError(f"explanation cache must be a whole SQLite file, got {str(self._path)!r}: {error}; delete "
-                            "it, its explanations are written again") from error
+            raise Unavailable(f"explanation cache must be a whole SQLite file, got {str(self._path)!r}: {error}; "
+                              "delete it, its explanations are written again") from error

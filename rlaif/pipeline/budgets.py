@@ -14,17 +14,18 @@ class BudgetSpent(UserError):
 
 
 class Budget:
-    """Faults of one kind over the whole run. field: the limit's name in the configuration; cure: what to do then."""
+    """Faults of one kind over the whole run. field: the limit's name in the configuration; cure: what to do then.
+    before: faults of earlier attempts of the run."""
 
     def __init__(self, limit: int, field: str = "faults.max_restarts",
-                 cure: str = "see Ray's log files, raise it for machines that come and go") -> None:
+                 cure: str = "see Ray's log files, raise it for machines that come and go", before: int = 0) -> None:
         assert limit >= 0, f"limit must be >= 0, got {limit}"
-        self._limit, self._field, self._cure = limit, field, cure
+        self._limit, self._field, self._cure, self._before = limit, field, cure, before
         self.spent: Counter[str] = Counter()
 
     @property
     def total(self) -> int:
-        return self.spent.total()
+        return self._before + self.spent.total()
 
     def spend(self, who: str, reason: str, amount: int = 1) -> None:
         """Counts `amount` faults of `who`. Raises BudgetSpent, one line, where that is more than the limit."""

@@ -16,10 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config.checks import UserError
+from rlaif.config.checks import Unavailable, UserError
 
 MANIFEST = "manifest.json"
 _SEEN_WITHIN_S = 90.0       # a file system may show what another host wrote only after so long
+# Of a file that is not to be had now, as on storage that another host serves: nothing is said of its bytes.
+_OUT_OF_REACH = frozenset({errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN,
+                           errno.EHOSTUNREACH, errno.ENOLCK, errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def entries_of(folder: Path, names: Collection[str]) -> dict[str, Entry]:
 
 
 def verify(folder: Path) -> None:
-    """Raises Damaged, with the file's name and what is wrong with it, unless `folder` is as `seal` left it."""
+    """Raises Damaged, with the file's name and what is wrong with it, unless `folder` is as `seal` left it; and
+    Unavailable where a file cannot be read for reasons that are none of its own."""
     entries = _read_manifest(folder)
     there = set(_files(folder))
     for name, entry in sorted(entries.items()):
@@ -76,6 +80,7 @@ def verify(folder: Path) -> None:
         try:
             found = _entry(folder / name)
         except OSError as error:
+            _refuse_out_of_reach(folder / name, error)
             return f"{name} cannot be read ({error.strerror})"
         return None if found == entries[name] else f"{name} is not the file that was written (its blake2b differs)"
 
@@ -84,10 +89,17 @@ def verify(folder: Path) -> None:
             raise Damaged(text)
 
 
+def _refuse_out_of_reach(path: Path, error: OSError) -> None:
+    if error.errno in _OUT_OF_REACH:
+        raise Unavailable(f"output_dir must be a folder that can be read, got {error.strerror!r} for {str(path)!r}; "
+                          "make it readable and run the same command again") from error
+
+
 def _read_manifest(folder: Path) -> dict[str, Entry]:
     try:
         text = (folder / MANIFEST).read_bytes()
     except OSError as error:
+        _refuse_out_of_reach(folder / MANIFEST, error)
         raise Damaged(f"{MANIFEST} is missing" if error.errno == errno.ENOENT else
                       f"{MANIFEST} cannot be read ({error.strerror})") from error
     try:

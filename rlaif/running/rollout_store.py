@@ -25,6 +25,7 @@ from rlaif.batch import SCORED, check
 from rlaif.config.checks import UserError
 from rlaif.policy.training_batch import ORDER
 from rlaif.running.checkpoints import told
+from rlaif.running.manifest import sync
 
 __all__ = ["RolloutStore", "StoredRollouts"]
 
@@ -68,10 +69,13 @@ class RolloutStore:
         with told(self._folder):
             pq.write_table(check(rows, SCORED), beside, compression="zstd")
             digest, num_bytes = _digest(beside), beside.stat().st_size
+            sync(beside)        # a checkpoint that comes after it counts on it
             beside.rename(path)
+            sync(self._folder)
             _write(path.with_suffix(".json"), json.dumps({
                 "step": step, "rows": rows.num_rows, "bytes": num_bytes, "blake2b": digest,
                 "kept": sorted(kept)}) + "\n")
+            sync(self._folder)
 
 
 class StoredRollouts:

@@ -19,3 +19,10 @@ def test_a_budget_is_spent_by_the_fault_after_the_last_one_allowed():
 def test_a_budget_of_nothing_allows_nothing():
     with pytest.raises(BudgetSpent, match="skips must be at least 3 for this run to go on, got 0: rows failed 3 times"):
         Budget(0, "skips").spend("rows", "bad", 3)
+
+
+def test_faults_of_earlier_attempts_are_counted():
+    budget = Budget(3, before=2)
+    budget.spend("group 4", "it is empty")
+    with pytest.raises(BudgetSpent, match="must be at least 4 for this run to go on, got 3: group 5 failed 1 times"):
+        budget.spend("group 5", "it is empty")

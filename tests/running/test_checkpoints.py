@@ -257,6 +257,22 @@ def test_an_error_at_any_moment_of_a_commit_leaves_the_older_ones(tmp_path, monk
     assert newest(store) == (1, []) and names(tmp_path) == ["step-000000001"]
 
 
+@pytest.mark.parametrize("reader", ["open", "read_bytes"])
+def test_a_file_that_is_out_of_reach_is_no_damage(tmp_path, monkeypatch, reader):
+    """As on storage whose server is away: nothing is set aside, and what is there is found again later."""
+    store = Checkpoints(tmp_path)
+    written(store, 1)
+
+    def stale(path, *_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, reader, stale)
+        with pytest.raises(UserError, match="output_dir must be a folder that can be read, got 'Stale file handle' for "):
+            newest(store)
+    assert newest(store) == (1, []) and names(tmp_path) == ["step-000000001"]
+
+
 def test_a_read_only_folder_is_told_in_one_line(tmp_path):
     with small_disk(tmp_path / "disk", 1) as disk:
         store = Checkpoints(disk / "checkpoints")

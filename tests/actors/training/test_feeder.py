@@ -9,9 +9,10 @@ import pytest
 from actors.faults.pool import ActorLost, InputsLost
 from actors.training.feeder import Feeder, told_apart_by
 from actors.training.stages import Stages
+from actors.training.walk import here
 from rlaif.batch import SCORED
 from rlaif.config.algorithm import AlgorithmConfig
-from rlaif.config.checks import UserError
+from rlaif.config.checks import Unavailable, UserError
 from rlaif.config.faults import FaultsConfig
 from rlaif.config.pipeline import PipelineConfig
 from rlaif.config.prompts import PromptsConfig
@@ -19,6 +20,7 @@ from rlaif.config.reward_parts import RewardPartConfig
 from rlaif.config.train import RewardConfig, RolloutConfig, TrainConfig
 from rlaif.data.prompts import PromptStream
 from rlaif.metrics import values
+from rlaif.pipeline.budgets import BudgetSpent
 from rlaif.pipeline.ledger import Ledger
 from rlaif.rewards.plan import RewardPlan
 from tests.helpers.batch_examples import table
@@ -71,7 +73,7 @@ async def steps(fleet, settings, num_steps, feeder=None):
     for version in range(1, num_steps + 1):
         chosen = await feeder.take()
         await fleet.learners.update_policy(chosen.summary, 0.0, chosen.scored)
-        feeder.trained(chosen.kept)
+        feeder.trained(chosen)
         await fleet.sync(version)
         feeder.grow(version)
         taken.append(chosen)
@@ -214,7 +216,7 @@ def test_a_resumed_run_rolls_out_what_was_in_flight_and_takes_what_was_buffered(
         feeder = Feeder(fleet, stream, settings, Stages())
         feeder.grow(0)
         first = await feeder.take()
-        feeder.trained(first.kept)
+        feeder.trained(first)
         await feeder.close()
         state, cursor, buffered = feeder.ledger.state(), stream.state(), feeder.buffered
         assert state["scored"] == [group for portion in buffered for group in portion.group_ids]
@@ -226,7 +228,7 @@ def test_a_resumed_run_rolls_out_what_was_in_flight_and_takes_what_was_buffered(
         kept = []
         for version in range(1, 4):
             chosen = await feeder.take()
-            feeder.trained(chosen.kept)
+            feeder.trained(chosen)
             await other.sync(version + 1)
             feeder.grow(version + 1)
             kept += chosen.kept
@@ -296,6 +298,58 @@ def refuses_seven(row):
     if row["group_id"] == 7:
         raise UserError("reward must be finite")
     return float(row["sample"])
+
+
+def test_what_is_not_there_is_no_fault_of_the_groups():
+    def is_away(row):
+        if row["group_id"] == 7:
+            raise Unavailable("explainer.server.url must be of a server that answers")
+        return float(row["sample"])
+
+    with pytest.raises(Unavailable, match="a server that answers"):
+        ran(fleet_of(is_away), config(1, faults=FaultsConfig(max_skipped_groups=9)), 3)
+
+
+def test_groups_that_earlier_attempts_skipped_are_counted():
+    ledger = Ledger()
+    ledger.draw([0, 1])
+    ledger.skip([0, 1])
+    stream = PromptStream(ROWS, 0)
+    stream.next(2)
+    settings = config(1, faults=FaultsConfig(max_skipped_groups=2))
+    fleet = fleet_of(refuses_seven)
+    with pytest.raises(BudgetSpent, match="max_skipped_groups must be at least 3 for this run to go on, got 2"):
+        ran(fleet, settings, 3, feeder=Feeder(fleet, stream, settings, Stages(), ledger))
+
+
+def test_what_must_be_read_anew_is_there_once_and_so_is_what_lay_beside_it():
+    """Group 1 is replaced by group 4, whose portion has group 5 too; then none of it can be read."""
+    async def go():
+        fleet = fleet_of(lambda row: 0.0 if row["group_id"] == 1 else float(row["sample"]))
+        stream = PromptStream(ROWS, 0)
+        settings = config(1, algorithm=AlgorithmConfig(dynamic_sampling="resample", max_resampling=2))
+        settings.pipeline.portion_groups = 2
+        feeder, observed = Feeder(fleet, stream, settings, Stages()), []
+        stream.observe = lambda groups, rewards: observed.extend(set(groups))
+        feeder.grow(0)
+        first = await feeder.take()
+        assert first.kept == [0, 2, 3, 4] and first.replaced == [1]
+        feeder.again(first)
+        second = await feeder.take()
+        assert second.kept == [0, 2, 3, 4]
+        feeder.trained(second)
+        feeder.grow(1)
+        third = await feeder.take()
+        assert third.kept == [5, 6, 7, 8]
+        feeder.trained(third)
+        for chosen in (second, third):
+            tables = [await here(table) for table in chosen.scored]
+            there = [group for table in tables for group in set(table["group_id"].to_pylist())]
+            assert sorted(set(there) & set(chosen.kept)) == chosen.kept and len(there) == len(set(there))
+        assert sorted(observed) == list(range(9)), "each once"
+        await feeder.close()
+
+    asyncio.run(go())
 
 
 def test_without_a_budget_an_error_of_the_data_ends_the_run_as_it_is():

@@ -163,7 +163,7 @@ def test_a_replay_goes_on_where_it_was_with_what_it_had_in_flight(tmp_path):
         feeder = Replay(None, stream, settings, Stages())
         feeder.grow(0)
         first = await feeder.take()
-        feeder.trained(first.kept)
+        feeder.trained(first)
         second = await feeder.take()        # taken and not trained; the third is being read
         state = feeder.ledger.state(), stream.state()
         await feeder.close()
@@ -181,7 +181,7 @@ def test_a_replay_goes_on_where_it_was_with_what_it_had_in_flight(tmp_path):
             if version == 1:
                 feeder.again(chosen)        # no learner could read it
                 chosen = await feeder.take()
-            feeder.trained(chosen.kept)
+            feeder.trained(chosen)
             found.append(chosen.kept)
         assert feeder.ledger.num_trained == 16 and feeder.ledger.num_waiting == 0
         await feeder.close()
