@@ -100,6 +100,11 @@ class Receivers:
                 self._fail(index, _lines(error)[0], is_lost=True)
         return answers
 
+    def leave_out(self, unreached: Mapping[Any, str]) -> None:
+        """Those that no bucket reaches."""
+        for index in [index for index, actor in self.live.items() if actor in unreached]:
+            self._fail(index, unreached[self.live[index]], is_lost=True)
+
     def _fail(self, index: int, error: str, *, is_lost: bool) -> None:
         del self.live[index]
         self.failed[index] = Outcome(None, error, is_lost)
@@ -178,13 +183,14 @@ class Sender:
         def send(number: int, bucket: Bucket, marks: dict[str, int]) -> dict[int, ray.ObjectRef]:
             if number == 0:     # asked before the first bucket was gathered
                 near.update({rollouts[index]: answer for index, answer in receivers.collect(begun).items()})
-            beside = self._line.carry(memories[number % 2][:bucket.num_bytes], receivers.live.values(), near)
+            beside, unreached = self._line.carry(memories[number % 2][:bucket.num_bytes], receivers.live.values(), near)
+            receivers.leave_out(unreached)
             return receivers.ask(
                 lambda index, actor: actor.receive.remote(coming.stream, number, marks, beside.get(actor)))
 
         def wait(sent: dict[int, ray.ObjectRef]) -> None:
             receivers.collect(sent)
-            self._line.settle(receivers.live.values())
+            receivers.leave_out(self._line.settle(receivers.live.values()))
 
         marks = stream(buckets, weights, memories, send, wait)
         self._marks = self._marks | marks

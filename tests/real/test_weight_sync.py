@@ -214,3 +214,32 @@ def test_gloo_carries_weights_between_processes_and_a_lost_learner_leaves_the_en
         assert [outcome.error for outcome in anew.publish(order(4), actors).outcomes] == [""]
         assert gap(roll_out(actors[0], prompts), other) <= 1e-4
 
+
+
+def test_an_engine_that_dies_under_gloo_is_left_out_and_one_that_is_dead_is_not_met(local_ray, prompts) -> None:  # noqa: F811
+    """The learner lives on, and the other engine gets its weights."""
+    moved = perturbed(10)
+    with engines("lives", 1, "gloo") as (alive,), engines("dies", 1, "gloo") as (mortal,):
+        pid = ray.get(mortal.ping.remote()).pids[0][0]
+        weights = dict(moved.named_parameters())
+        training = sender(weights)
+        channel = Channel("gloo", 1, BUCKET, "float32", 20.0)
+        training.open(channel, ("127.0.0.1", 1), [alive, mortal])
+
+        def whole(names):
+            for count, (name, weight) in enumerate(weights.items()):
+                if count == len(weights) // 2:
+                    os.kill(pid, signal.SIGKILL)
+                    time.sleep(1.0)
+                yield name, weight
+
+        training._whole, kept = whole, training._whole
+        lived, died = training.publish(order(1), [alive, mortal]).outcomes
+        assert died.held is None and died.is_lost and lived.error == ""
+        assert gap(roll_out(alive, prompts), moved) <= 1e-4
+
+        training._whole, began = kept, time.monotonic()
+        training.open(channel, ("127.0.0.1", 1), [mortal, alive])       # as after a rebuild: nobody knows yet
+        lived, died = training.publish(order(2), [alive, mortal]).outcomes
+        assert died.held is None and died.is_lost and lived.error == ""
+        assert time.monotonic() - began < 15, "who is dead is not waited for"

@@ -268,7 +268,7 @@ def test_a_file_that_is_out_of_reach_is_no_damage(tmp_path, monkeypatch, reader)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, reader, stale)
-        with pytest.raises(UserError, match="output_dir must be a folder that can be read, got 'Stale file handle' for "):
+        with pytest.raises(UserError, match="output_dir must be a folder that can be read, got 'Stale file handle'"):
             newest(store)
     assert newest(store) == (1, []) and names(tmp_path) == ["step-000000001"]
 
