@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 from actors.faults.awaiting import first_of, interrupted_by, look_at, started
 from actors.faults.restarts import ActorLost, InputsLost, Lost, answered, end, lost, made, told
 from actors.faults.vitals import Vitals
+from rlaif.config.checks import UserError
 from rlaif.config.faults import FaultsConfig
 from rlaif.metrics import Metric
 from rlaif.pipeline.board import Board, Waiting
@@ -161,8 +162,8 @@ class Pool:
 
     def rewind(self) -> None:
         """The learners went back to older weights: whoever has started is STALE until he holds those. What had failed
-        with the learners before is of no more consequence."""
-        if not isinstance(self._failed, BudgetSpent):
+        with the learners before is of no more consequence; a budget that is spent, or a place that nobody has, is."""
+        if not isinstance(self._failed, UserError):
             self._failed = None
         for place in self._places:
             if place.health.is_alive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Awaitable
 from enum import Enum
@@ -68,6 +69,15 @@ def told(error: BaseException) -> str:
     error = cause_of(error)
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def last_words(error: BaseException) -> str:
+    """The actor and the last line of an error that Ray tells in many; where an actor could not be made, that line is its
+    own error."""
+    text = str(cause_of(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    name = re.search(r"^\s*name: (\S+)", text, re.MULTILINE)
+    return f"{name[1]}: {lines[-1][:300]}" if name else lines[-1][:300]
 
 
 async def answered(actor: Any, limit_s: float, with_stacks: bool = False) -> Vitals | Event:

@@ -8,18 +8,21 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from ray.exceptions import RayActorError
+
 from actors.cluster.placement import Placement
 from actors.engines.rollout import RolloutActor
 from actors.faults.pool import Pool
-from actors.faults.restarts import Lost, lost, told
+from actors.faults.restarts import Lost, last_words, lost, told
 from actors.judging.explainer import ExplainerActor
 from actors.judging.judges import start_judge
 from actors.judging.reward_functions import RewardFunctionActor
-from actors.learners.gang import Gang
+from actors.learners.gang import Gang, LearnersLost
 from actors.learners.learner import LearnerSpec
 from actors.learners.sending import DIRECT, Outcome, WeightsMovedOn
 from actors.training.absent import NoLearners
 from actors.training.weight_sync import WeightSync
+from rlaif.config.checks import Unavailable
 from rlaif.config.train import TrainConfig
 from rlaif.learning.objectives import PolicyOptions
 from rlaif.pipeline.board import Board
@@ -119,22 +122,31 @@ class Fleet:
     async def ready(self) -> str:
         """Returns when every actor answers: in words what the learners have to say of how they read rows, or "".
 
-        Raises TimeoutError naming the actors that do not answer in ready_timeout_s.
+        Raises Unavailable, one line, for actors that end, or do not answer in ready_timeout_s.
         """
         joined = asyncio.ensure_future(self._join())
         opened = [asyncio.ensure_future(pool.ready()) for pool in self.pools]
         timeout_s = self.config.placement.ready_timeout_s
         done, late = await asyncio.wait({joined, *opened}, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
-            if not isinstance(task.exception(), TimeoutError):
+            error = task.exception()
+            if isinstance(error, (LearnersLost, RayActorError)):
+                why = error.__cause__ if isinstance(error, LearnersLost) and error.__cause__ else error
+                raise Unavailable(f"every actor must start, one ended: {last_words(why)}; see Ray's log files") from error
+            if not isinstance(error, TimeoutError):
                 task.result()
         if late or any(task.exception() for task in done):
             for task in late:
                 task.cancel()
             names = [name for pool in self.pools for name in pool.starting] + ["learner"] * (joined in late)
-            raise TimeoutError(f"actors must be ready within placement.ready_timeout_s = {timeout_s:g}, still waiting "
-                               f"for {', '.join(sorted(names))}; see Ray's log files")
-        await asyncio.wait_for(self._open_channel(), timeout_s)
+            raise Unavailable(f"actors must be ready within placement.ready_timeout_s = {timeout_s:g} s, got no answer "
+                              f"of {', '.join(sorted(names))}; see Ray's log files, or raise it")
+        try:
+            await asyncio.wait_for(self._open_channel(), timeout_s)
+        except TimeoutError:
+            raise Unavailable(f"sync.backend {self.config.sync.backend} must open a channel from the learners to all "
+                              f"engines within placement.ready_timeout_s = {timeout_s:g} s, got none; see that their "
+                              "nodes reach each other") from None
         return joined.result()
 
     async def _open_channel(self) -> None:

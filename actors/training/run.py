@@ -140,16 +140,20 @@ async def _train(config: TrainConfig, checked: Checked, report: Report, watch: S
             held_out = Unmeasured()
             if config.mode == "train":
                 held_out = HeldOut(fleet, in_order(checked.test_rows), config, report, watch)
-            return await train(config, fleet, _stream(config, checked), held_out, checked.class_names, report, watch,
-                               driver_clock, saver, dashboard, storing)
+            trained = await train(config, fleet, _stream(config, checked), held_out, checked.class_names, report, watch,
+                                  driver_clock, saver, dashboard, storing)
+            if config.mode != "rollout" and not is_cut_short(trained):
+                await _export(config, fleet, trained, report)
+            return trained
+
+        def is_cut_short(trained: Trained) -> bool:
+            return saver.ends is not None and trained.stopped == saver.ends
 
         watchdog = Watchdog(fleet.board, config.faults, config.output_dir, report.say, lambda: fleet.handles)
         async with dashboard.watching(fleet, report.say, config.report.state_every_s):
             trained = await watchdog.over(surviving(fleet.rebuild_learners, attempt))
-        if saver.ends is not None and trained.stopped == saver.ends:
+        if is_cut_short(trained):
             raise Ended(saver.ends, trained.steps or None)
-        if config.mode != "rollout":
-            await _export(config, fleet, trained, report)
         for line in before_after_table(trained.before, trained.after):
             report.say(line)
         return trained

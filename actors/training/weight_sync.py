@@ -61,6 +61,7 @@ class WeightSync:
         self._learners, self._config, self._engine = learners, config, engine
         self._timeout_s = timeout_s
         self._is_partial = is_partial and config.backend not in DIRECT
+        self._usual = (-1, "")          # the last version, and the digest with which its weights lie in most engines
         self._was_whole = False         # whether these learners have sent a whole set: they know the marks of all
 
     async def open(self, rollouts: Sequence[Any]) -> None:
@@ -82,7 +83,11 @@ class WeightSync:
         order = Order(version, self._config.bucket_mb << 20, self._engine.dtype, self._timeout_s, is_partial, is_again)
         published: Published = await self._learners.publish(order, rollouts)
         self._was_whole = True
-        return Sent(version, published.label, published.checksum, _alike(published), published.num_bytes, is_partial,
+        digests = [outcome.held.installed for outcome in published.outcomes if outcome.held is not None]
+        if digests and self._usual[0] != version:
+            self._usual = version, max(digests, key=digests.count)
+        return Sent(version, published.label, published.checksum, _alike(published.outcomes, self._usual[1]),
+                    published.num_bytes, is_partial,
                     time.perf_counter() - started)
 
 
@@ -97,10 +102,9 @@ async def _label(actor: Any) -> str:
     return (await actor.holds.remote()).label
 
 
-def _alike(published: Published) -> list[Outcome]:
-    """The outcomes, where an engine in which the weights lie otherwise than in most is told of as a failure."""
-    digests = [outcome.held.installed for outcome in published.outcomes if outcome.held is not None]
-    usual = max(digests, key=digests.count, default="")
+def _alike(outcomes: Sequence[Outcome], usual: str) -> list[Outcome]:
+    """The outcomes, where an engine in which the weights lie with another digest than `usual` is told of as a failure;
+    one that is sent them alone is compared with those that had them before."""
     return [outcome if outcome.held is None or outcome.held.installed == usual else
             Outcome(None, f"its weights lie with digest {outcome.held.installed}, those of the others with {usual}")
-            for outcome in published.outcomes]
+            for outcome in outcomes]

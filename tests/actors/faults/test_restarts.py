@@ -9,7 +9,7 @@ import psutil
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError, WorkerCrashedError
 
-from actors.faults.restarts import answered, end_processes
+from actors.faults.restarts import answered, end_processes, last_words
 from actors.faults.vitals import EngineLost, birth
 from rlaif.pipeline.health import Event
 
@@ -52,3 +52,12 @@ def test_another_process_of_the_same_number_is_left_alone():
             assert process.poll() is None
         finally:
             process.kill()
+
+
+def test_the_last_words_of_an_actor_are_those_of_the_error_that_ended_it():
+    told = ("The actor died because of an error raised in its creation task\n  File x.py, line 3\n"
+            "ValueError: no available memory for the cache blocks\n")
+    assert last_words(RuntimeError(told)) == "ValueError: no available memory for the cache blocks"
+    told = "The actor died.\n\tclass_name: RolloutActor\n\tname: rollout-1\nThe node is dead.\n\n"
+    assert last_words(RuntimeError(told)) == "rollout-1: The node is dead."
+    assert last_words(RuntimeError()) == "RuntimeError"

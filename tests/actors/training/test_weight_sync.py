@@ -120,3 +120,15 @@ def test_an_engine_in_which_the_weights_lie_otherwise_than_in_most_has_missed_th
 def test_a_version_that_no_engine_was_there_for_is_sent_all_the_same():
     """The learners then know it, and send it again to who comes."""
     assert send(sync(Gang()), 1, []).refuse_losses() == "abc"
+
+
+def test_an_engine_that_is_sent_a_version_alone_is_compared_with_those_that_had_it_before():
+    gang, first, second, odd = Gang(["same", "same", "other"]), Rollout(), Rollout(), Rollout()
+    weights = sync(gang)
+    assert send(weights, 4, [first, second, odd]).missed == [2]
+    gang.installed = ["other"]
+    assert send(weights, 4, [odd], is_again=True).missed == [0]
+    gang.installed = ["same"]
+    assert send(weights, 4, [odd], is_again=True).missed == []
+    gang.installed = ["new"]
+    assert send(weights, 5, [odd]).missed == [], "of another version nothing is known yet"
