@@ -72,8 +72,7 @@ def told(error: BaseException) -> str:
 
 
 def last_words(error: BaseException) -> str:
-    """The actor and the last line of an error that Ray tells in many; where an actor could not be made, that line is its
-    own error."""
+    """The actor and the last line of an error that Ray tells in many: of an actor that could not be made, its own."""
     text = str(cause_of(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     name = re.search(r"^\s*name: (\S+)", text, re.MULTILINE)

@@ -132,7 +132,8 @@ class Fleet:
             error = task.exception()
             if isinstance(error, (LearnersLost, RayActorError)):
                 why = error.__cause__ if isinstance(error, LearnersLost) and error.__cause__ else error
-                raise Unavailable(f"every actor must start, one ended: {last_words(why)}; see Ray's log files") from error
+                raise Unavailable(f"every actor must start, one ended: {last_words(why)}; see Ray's log files"
+                                  ) from error
             if not isinstance(error, TimeoutError):
                 task.result()
         if late or any(task.exception() for task in done):
