@@ -94,6 +94,11 @@ class Pool:
         """The names of those that have not answered yet."""
         return [self._name(place) for place in self._places if place.health.state is State.STARTING]
 
+    @property
+    def failure(self) -> Exception | None:
+        """What whoever asks for an actor is told; None as long as nothing has gone wrong for good."""
+        return self._failed
+
     def figures(self) -> dict[str, float]:
         """Counts since the start: <count>_<role>; and how many are ready now. Nothing of a role without actors."""
         if not self._places:

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 from actors.cluster.placement import Placement
 from actors.engines.rollout import RolloutActor
 from actors.faults.pool import Pool
-from actors.faults.restarts import Lost, last_words, lost, told
+from actors.faults.restarts import last_words
 from actors.judging.explainer import ExplainerActor
 from actors.judging.judges import start_judge
 from actors.judging.reward_functions import RewardFunctionActor
@@ -21,6 +21,7 @@ from actors.learners.gang import Gang, LearnersLost
 from actors.learners.learner import LearnerSpec
 from actors.learners.sending import DIRECT, Outcome, WeightsMovedOn
 from actors.training.absent import NoLearners
+from actors.training.sleeping import Sleepers
 from actors.training.weight_sync import WeightSync
 from rlaif.config.checks import Unavailable
 from rlaif.config.train import TrainConfig
@@ -72,6 +73,7 @@ class Fleet:
             config.pipeline.is_reproducible))
         self.judges = [self._judges(part) for part in checked.plan.judges]
         self.functions = self._pool("functions", RewardFunctionActor, (checked.plan, config.evaluation.gold, timeout_s))
+        self._sleepers = Sleepers(self.rollouts, self.board, config.faults)
         self.weights = self._weight_sync()
         self._version: int | None = None        # of the last sync
         self._sending = asyncio.Lock()          # one stream at a time
@@ -172,6 +174,8 @@ class Fleet:
             self._version = None
             self.rollouts.rewind()
             await self.learners.rebuild()
+            if self._sleepers.are_asleep:
+                await self._sleepers.wake()
             self.weights = self._weight_sync()
             await self._open_channel()
 
@@ -183,21 +187,16 @@ class Fleet:
             yield
             return
         async with self._sending:       # an engine that sleeps has no memory to take weights into
-            await self._tell_engines(lambda actor: actor.sleep.remote())
+            await self._sleepers.sleep()
             try:
                 yield
                 await self.learners.release()
-            finally:
-                await self._tell_engines(lambda actor: actor.wake.remote())
-
-    async def _tell_engines(self, call: Callable[[Any], Awaitable[None]]) -> None:
-        actors = list(self.rollouts.actors)
-        answers = await asyncio.gather(*(_await(call(actor)) for actor in actors), return_exceptions=True)
-        for index, answer in enumerate(answers):
-            if isinstance(answer, Exception):
-                if lost(answer) is not Lost.ACTOR:
-                    raise answer
-                self.rollouts.lose(index, actors[index], told(answer))
+            except LearnersLost:        # what is left of the ranks has the memory: the engines wake when it is ended
+                raise
+            except BaseException:
+                await self._sleepers.wake()
+                raise
+            await self._sleepers.wake()
 
     async def sync(self, version: int) -> str:
         """Brings the learners' weights to every rollout engine as `version`; returns the checksum of what they hold.
@@ -256,7 +255,3 @@ class Fleet:
         removing = threading.Thread(target=self._placement.remove, daemon=True)
         removing.start()
         removing.join(STOP_S)
-
-
-async def _await(reference: Awaitable[Any]) -> Any:
-    return await reference

@@ -5,9 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from actors.learners.gang import LearnersLost
 from actors.learners.sending import WeightsMovedOn
 from actors.training.fleet import Fleet
+from actors.training.sleeping import Sleepers
+from rlaif.config.checks import Unavailable
+from rlaif.config.faults import FaultsConfig
 from rlaif.config.train import EngineConfig, PlacementConfig, RoleConfig, RolloutConfig, WeightSyncConfig
+from rlaif.pipeline.board import Board
 from rlaif.pipeline.health import Health, State
 
 
@@ -28,7 +33,10 @@ class Notes(list):
 def fleet(notes, sleeps, *actors):
     made = object.__new__(Fleet)
     made.config = SimpleNamespace(rollout=RolloutConfig(engine=EngineConfig(sleeps=sleeps)))
-    made.rollouts = SimpleNamespace(actors=actors, lose=lambda index, actor, why: notes.append(f"lost {index}"))
+    made.rollouts = SimpleNamespace(actors=actors, failure=None, health=[Health(State.READY)] * len(actors),
+                                    lose=lambda index, actor, why, *_: notes.append(f"lost {index}"))
+    made.board, made._version = Board(), None
+    made._sleepers = Sleepers(made.rollouts, made.board, FaultsConfig(hang_s=0.05, ping_s=0.05))
 
     async def release():
         notes.append("release")
@@ -56,6 +64,52 @@ def test_engines_that_do_not_sleep_are_told_nothing():
     notes = Notes()
     learn(fleet(notes, False, notes.actor(0)), notes)
     assert notes == ["learn"]
+
+
+def test_engines_sleep_on_until_lost_learners_have_been_ended():
+    notes = Notes()
+    made = fleet(notes, True, notes.actor(0))
+    with pytest.raises(LearnersLost):
+        learn(made, notes, LearnersLost("learner-1 is gone"))
+    assert notes == ["sleep 0", "learn"]
+
+    async def ended():
+        notes.append("rebuilt")
+
+    async def opened():
+        notes.append("channel")
+
+    made.learners.rebuild, made._weight_sync, made._open_channel = ended, lambda: None, opened
+    made.rollouts.rewind = lambda: None
+    asyncio.run(made.rebuild_learners())
+    assert notes == ["sleep 0", "learn", "rebuilt", "wake 0", "channel"]
+
+
+def never():
+    return asyncio.get_running_loop().create_future()
+
+
+def test_an_engine_that_hangs_is_replaced_and_is_on_the_board_meanwhile():
+    notes = Notes()
+    hangs = SimpleNamespace(sleep=SimpleNamespace(remote=never), ping=SimpleNamespace(remote=lambda *_: never()),
+                            wake=notes.verb("wake 0"))
+    made = fleet(notes, True, hangs, notes.actor(1))
+    waited_for = []
+    made.rollouts.lose = lambda index, actor, why, *_: (
+        notes.append(f"lost {index}: {why}"), waited_for.extend(made.board.entries))
+    learn(made, notes)
+    assert notes == ["sleep 1", "lost 0: no answer for 0.05 s, nor to a ping within 0.05 s", "learn", "release",
+                     "wake 0", "wake 1"]
+    assert [(entry.who, entry.what) for entry in waited_for] == [("rollout-0", "its sleep")]
+
+
+def test_a_pool_that_has_failed_for_good_ends_the_wait():
+    notes = Notes()
+    waits = SimpleNamespace(sleep=SimpleNamespace(remote=never))
+    made = fleet(notes, True, waits)
+    made.rollouts.health, made.rollouts.failure = [Health(State.STARTING)], Unavailable("rollout-0 must get a place")
+    with pytest.raises(Unavailable, match="must get a place"):
+        learn(made, notes)
 
 
 def test_engines_wake_when_the_learners_fail():
