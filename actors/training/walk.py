@@ -25,10 +25,13 @@ from actors.faults.restarts import Lost, lost
 from actors.training.fleet import Fleet
 from actors.training.room import Room
 from actors.training.stages import Stages
+from rlaif.config.checks import Unavailable
 from rlaif.metrics import Metric, merge
 from rlaif.pipeline.portions import PORTIONS_IN_TURN, ScoredPortion, portion_size, shares
 
 Out = Callable[[ScoredPortion], None]
+
+MAX_LOSSES = 5      # of the rows of one portion, one after the other; a node takes them along once
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,12 @@ async def walk(fleet: Fleet, prompts: pa.Table, order: Order) -> Walk:
 
 
 async def walk_groups(fleet: Fleet, prompts: pa.Table, order: Order, out: Out, stages: Stages, number: int = 0,
-                      groups_per_batch: int | None = None) -> None:
+                      groups_per_batch: int | None = None, num_losses: int = 0) -> None:
     """Rolls `prompts` out in one engine and gives the portions that come of them to `out`, as they are scored.
 
     number: counts the calls that are made side by side; in reproducible mode it says who serves this one.
     groups_per_batch: groups that leave the engine together, the first that have finished; None: all of them.
+    num_losses: how often their rows were lost. Raises Unavailable, one line, where that goes on.
     """
     groups_per_batch = groups_per_batch or prompts.num_rows
     following: list[asyncio.Task] = []
@@ -99,7 +103,7 @@ async def walk_groups(fleet: Fleet, prompts: pa.Table, order: Order, out: Out, s
                     mine, prompts = _divided(prompts, leaving.group_ids)
                     at = number * PORTIONS_IN_TURN + len(following)
                     following.append(asyncio.create_task(
-                        _follow(fleet, mine, leaving, rollouts, order, out, stages, at)))
+                        _follow(fleet, mine, leaving, rollouts, order, out, stages, at, num_losses)))
                     del rollouts
                 break
             except ActorLost:       # the rest once more
@@ -148,15 +152,19 @@ def _divided(prompts: pa.Table, group_ids: Sequence[int]) -> tuple[pa.Table, pa.
 
 
 async def _follow(fleet: Fleet, prompts: pa.Table, leaving: Leaving, rollouts: ray.ObjectRef, order: Order, out: Out,
-                  stages: Stages, at: int) -> None:
+                  stages: Stages, at: int, num_losses: int) -> None:
     """One batch from its rollouts on; from its prompts on where an object of it is lost."""
     held = [rollouts]       # the only reference here: `_judged` takes it, and drops it when it is read
     del rollouts
     try:
         out(await _judged(fleet, held, leaving, order, stages, at))
-    except InputsLost:
+    except InputsLost as error:
         stages.num_retried += 1
-        await walk_groups(fleet, prompts, order, out, stages, at)
+        if num_losses + 1 == MAX_LOSSES:
+            raise Unavailable(f"rows of group {leaving.group_ids[0]} must be there until they are read, got lost "
+                              f"{MAX_LOSSES} times, last because {error}; see Ray's log files and `ray memory`"
+                              ) from error
+        await walk_groups(fleet, prompts, order, out, stages, at, num_losses=num_losses + 1)
 
 
 async def _judged(fleet: Fleet, held: list[ray.ObjectRef], leaving: Leaving, order: Order, stages: Stages, at: int

@@ -266,6 +266,13 @@ def test_a_portion_whose_rows_are_lost_is_walked_again_and_trained_once():
     assert sorted(fleet.rollout.groups)[:16] != list(range(16)), "two portions were rolled out twice"
 
 
+def test_rows_that_are_lost_again_and_again_end_the_run_in_one_line():
+    fleet = fleet_of(has_explainer=True)
+    fleet.judges = [Flaky(fleet.judges[0], range(1000), InputsLost("gone"))]
+    with pytest.raises(Unavailable, match=r"rows of group \d+ must be there until they are read, got lost 5 times"):
+        ran(fleet, config(1), 4)
+
+
 def test_rows_that_are_lost_before_they_are_combined_are_walked_again():
     fleet = fleet_of(lambda row: float(row["group_id"]), BY_STEP)
     fleet.functions = Flaky(fleet.functions, [1], InputsLost("gone"))
