@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import ray
@@ -137,30 +138,28 @@ class GlooLine:
         self._memories = []
 
 
-def _beside(work: Callable[[], Any]) -> list[Any]:
-    """Does `work` in a thread that holds up no process's end; its result is then the only item, unless it failed."""
-    found: list[Any] = []
+def _beside(work: Callable[[], Any]) -> Future[Any]:
+    """Does `work` in a thread that, unlike an executor's, holds up no process's end."""
+    found: Future[Any] = Future()
 
     def done() -> None:
         try:
-            found.append(work())
-        except RuntimeError:        # nobody was met
-            found.append(None)
+            found.set_result(work())
+        except Exception as error:
+            found.set_exception(error)
 
     threading.Thread(target=done, daemon=True).start()
     return found
 
 
-def _met(meeting: list[Any], answer: ray.ObjectRef, deadline: float) -> Any:
+def _met(meeting: Future[Any], answer: ray.ObjectRef, deadline: float) -> Any:
     """The pairs with an engine, once it says that it has met them; None where it cannot, or is gone."""
     while time.monotonic() < deadline:
         ended, _ = ray.wait([answer], timeout=LOOK_S)
         if ended:
             try:
                 ray.get(answer)
-            except RayError:
+                return meeting.result(max(0.0, deadline - time.monotonic()))
+            except (RayError, RuntimeError, TimeoutError):
                 return None
-            while not meeting and time.monotonic() < deadline:
-                time.sleep(LOOK_S / 10)
-            return meeting[0] if meeting else None
     return None

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -45,6 +45,18 @@ def engines(name: str, num_actors: int, backend: str = "shared_memory") -> Itera
         yield actors
     finally:
         placement.remove()
+
+
+def killing_half_way(weights: Mapping[str, torch.Tensor], pid: int) -> Callable[[set[str]], Iterator[Any]]:
+    """What a sender is to send, and a process that is killed in the midst of it."""
+    def whole(names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for count, (name, weight) in enumerate(weights.items()):
+            if count == len(weights) // 2:
+                os.kill(pid, signal.SIGKILL)
+                time.sleep(1.0)
+            yield name, weight
+
+    return whole
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +181,7 @@ def test_an_engine_that_dies_in_the_middle_is_told_of_and_the_others_get_their_w
         training = sender(dict(moved.named_parameters()))
         weights = dict(moved.named_parameters())
 
-        def whole(names):
-            for count, (name, weight) in enumerate(weights.items()):
-                if count == len(weights) // 2:
-                    os.kill(pid, signal.SIGKILL)
-                    time.sleep(1.0)
-                yield name, weight
-
-        training._whole = whole
+        training._whole = killing_half_way(weights, pid)
         published = training.publish(order(1), actors)
         alive, dead = published.outcomes
         assert dead.held is None and dead.is_lost and dead.error
@@ -226,14 +231,7 @@ def test_an_engine_that_dies_under_gloo_is_left_out_and_one_that_is_dead_is_not_
         channel = Channel("gloo", 1, BUCKET, "float32", 20.0)
         training.open(channel, ("127.0.0.1", 1), [alive, mortal])
 
-        def whole(names):
-            for count, (name, weight) in enumerate(weights.items()):
-                if count == len(weights) // 2:
-                    os.kill(pid, signal.SIGKILL)
-                    time.sleep(1.0)
-                yield name, weight
-
-        training._whole, kept = whole, training._whole
+        training._whole, kept = killing_half_way(weights, pid), training._whole
         lived, died = training.publish(order(1), [alive, mortal]).outcomes
         assert died.held is None and died.is_lost and lived.error == ""
         assert gap(roll_out(alive, prompts), moved) <= 1e-4
